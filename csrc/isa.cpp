@@ -1,0 +1,56 @@
+#include "isa.h"
+
+#include <atomic>
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
+#if defined(__x86_64__)
+#  include <cpuid.h>
+#endif
+
+namespace ofa {
+namespace {
+
+std::atomic<int> chosen{-1};
+
+}  // namespace
+
+// CPUID by hand: some compilers' __builtin_cpu_supports answers 0 to everything inside a shared library.
+Isa best_isa() {
+#if defined(__x86_64__)
+  unsigned a, b, c, d;
+  if (!__get_cpuid(1, &a, &b, &c, &d)) return Isa::scalar;
+  const bool osxsave = c >> 27 & 1, fma = c >> 12 & 1, f16c = c >> 29 & 1;
+  if (!osxsave || !__get_cpuid_count(7, 0, &a, &b, &c, &d)) return Isa::scalar;
+  unsigned low, high;
+  asm volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  const bool ymm = (low & 0x6) == 0x6, zmm = (low & 0xe6) == 0xe6;
+  const bool avx2 = b >> 5 & 1;
+  const bool avx512 = (b >> 16 & 1) && (b >> 17 & 1) && (b >> 30 & 1) && (b >> 31 & 1);
+  const bool vnni = c >> 11 & 1;
+  if (!(ymm && avx2 && fma && f16c)) return Isa::scalar;
+  if (!(zmm && avx512)) return Isa::avx2;
+  return vnni ? Isa::avx512_vnni : Isa::avx512;
+#else
+  return Isa::scalar;
+#endif
+}
+
+Isa isa() {
+  int value = chosen.load(std::memory_order_relaxed);
+  if (value < 0) chosen.store(value = static_cast<int>(best_isa()), std::memory_order_relaxed);
+  return static_cast<Isa>(value);
+}
+
+void set_isa(const char* name) {
+  for (int i = 0; i < isa_count; ++i) {
+    if (std::strcmp(name, isa_names[i])) continue;
+    if (i > static_cast<int>(best_isa())) throw std::invalid_argument(std::string(name) + " cannot run on this CPU");
+    chosen.store(i);
+    return;
+  }
+  throw std::invalid_argument(std::string("isa must be scalar, avx2, avx512 or avx512_vnni, got ") + name);
+}
+
+}  // namespace ofa

@@ -1,0 +1,56 @@
+// Binds each op once. Compiled into _cpu with the CPU kernels and into _cuda with the CUDA kernels.
+#include <pybind11/pybind11.h>
+
+#include "factorized_embedding/factorized_embedding.h"
+#include "isa.h"
+#include "tensor.h"
+
+namespace py = pybind11;
+
+namespace {
+
+const ofa::dlpack::ExchangeApi& exchange_api(PyTypeObject* type) {
+  static PyTypeObject* last_type = nullptr;  // guarded by the GIL: nearly every call passes the same one or two types
+  static const ofa::dlpack::ExchangeApi* last_api = nullptr;
+  if (type == last_type) return *last_api;
+  py::object capsule = py::getattr(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__", py::none());
+  if (capsule.is_none()) throw py::type_error(std::string("expected a torch.Tensor, got ") + type->tp_name);
+  auto* api = static_cast<ofa::dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule.ptr(), "dlpack_exchange_api"));
+  if (!api) throw py::error_already_set();
+  if (api->header.major != 1 || !api->tensor_from_py_object)
+    throw py::type_error("this torch speaks another version of DLPack's C exchange API than 1.x");
+  last_api = api;
+  last_type = type;
+  return *api;
+}
+
+}  // namespace
+
+namespace pybind11::detail {
+
+template <>
+struct type_caster<ofa::Tensor> {
+  PYBIND11_TYPE_CASTER(ofa::Tensor, const_name("torch.Tensor"));
+
+  bool load(handle source, bool) {
+    ofa::dlpack::Tensor raw{};
+    if (exchange_api(Py_TYPE(source.ptr())).tensor_from_py_object(source.ptr(), &raw)) throw error_already_set();
+    value = ofa::Tensor(raw);
+    return true;
+  }
+};
+
+}  // namespace pybind11::detail
+
+PYBIND11_MODULE(OFA_MODULE, module) {
+  using release = py::call_guard<py::gil_scoped_release>;
+
+  module.def("isa", [] { return ofa::isa_names[static_cast<int>(ofa::isa())]; });
+  module.def("best_isa", [] { return ofa::isa_names[static_cast<int>(ofa::best_isa())]; });
+  module.def("set_isa", &ofa::set_isa, py::arg("name"));
+
+  module.def("factorized_embedding_forward_workspace", &ofa::factorized_embedding::forward_workspace);
+  module.def("factorized_embedding_backward_workspace", &ofa::factorized_embedding::backward_workspace);
+  module.def("factorized_embedding_forward", &ofa::factorized_embedding::forward, release());
+  module.def("factorized_embedding_backward", &ofa::factorized_embedding::backward, release());
+}

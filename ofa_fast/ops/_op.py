@@ -1,0 +1,94 @@
+"""How an op is registered with torch and how its backend is chosen: the only place that decides either."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from ofa_fast import _native
+
+ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
+NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+
+_library = torch.library.Library("ofa_fast", "DEF")
+_forced: list[str] = []
+OPS: dict[str, Op] = {}
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Use only the backend ``name`` ("cpu", "cuda", "triton" or "reference") inside the block, in the whole process.
+
+    For tests, benchmarks and debugging. An op that cannot run on it raises RuntimeError instead of falling back.
+    """
+    known = sorted({b for order in ORDER.values() for b in order})
+    if name not in known:
+        raise ValueError(f"backend must be one of {', '.join(known)}, got {name!r}")
+    _forced.append(name)
+    try:
+        yield
+    finally:
+        _forced.pop()
+
+
+@dataclass
+class Op:
+    """One torch operator: its schema, its fake, and a function with the schema's signature per backend.
+
+    ``dtypes`` are those that the compiled backends take, judged by the floating-point arguments.
+    """
+
+    schema: str
+    fake: Callable
+    backends: dict[str, Callable]
+    dtypes: tuple[torch.dtype, ...] = NATIVE_DTYPES
+    name: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.name = self.schema.split("(")[0]
+        _library.define(self.schema)
+        _library.impl(self.name, self._run, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"ofa_fast::{self.name}", self.fake, lib=_library)
+        self._overload = getattr(torch.ops.ofa_fast, self.name).default
+        OPS[self.name] = self
+
+    def __call__(self, *args):
+        return self._overload(*args)
+
+    def refusal(self, name: str, device: str, dtypes: set[torch.dtype]) -> str | None:
+        """Why the backend ``name`` cannot run this op on these inputs, or None if it can."""
+        if name not in ORDER.get(device, ("reference",)):
+            return f"it does not run on {device} tensors"
+        if name == "reference":
+            return None
+        if name not in self.backends:
+            return "this op has no such kernel"
+        if name == "triton":
+            if importlib.util.find_spec("triton") is None:
+                return "triton is not installed"
+        elif getattr(_native, name) is None:
+            return _native.reason[name]
+        if not dtypes <= set(self.dtypes):
+            return f"it takes {', '.join(str(d).removeprefix('torch.') for d in self.dtypes)}"
+        return None
+
+    def _run(self, *args):
+        tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        device = tensors[0].device.type
+        dtypes = {t.dtype for t in tensors if t.is_floating_point()}
+        if _forced:
+            why_not = self.refusal(_forced[-1], device, dtypes)
+            if why_not:
+                raise RuntimeError(f"{self.name}: backend {_forced[-1]!r} cannot be used: {why_not}")
+            return self.backends[_forced[-1]](*args)
+        for name in ORDER.get(device, ("reference",)):
+            if self.refusal(name, device, dtypes) is None:
+                return self.backends[name](*args)
+
+
+def workspace(size: int, like: torch.Tensor) -> torch.Tensor:
+    return torch.empty(size, dtype=torch.uint8, device=like.device)
