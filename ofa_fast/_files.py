@@ -1,0 +1,67 @@
+"""Writing files and folders that are either absent or complete."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
+    """A temporary folder that becomes ``path`` when the block ends without an error, and vanishes otherwise.
+
+    A process that is killed leaves at most a hidden ``.{name}.*.partial`` folder, which no loader takes for a result.
+
+    Raises:
+        FileExistsError: ``path`` exists and is not an empty folder, unless ``overwrite``.
+    """
+    path = Path(path)
+    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists already: choose another folder, or overwrite it explicitly")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+    work.chmod(0o755)
+    try:
+        yield work
+        for file in work.rglob("*"):
+            _sync(file)
+        _sync(work)
+        if path.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+            os.replace(path, old)
+            os.replace(work, path)
+            shutil.rmtree(old)
+        else:
+            os.replace(work, path)
+        _sync(path.parent)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+@contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
+    """A temporary path whose file becomes ``path`` when the block ends without an error, and vanishes otherwise."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield work
+        _sync(work)
+        os.replace(work, path)
+        _sync(path.parent)
+    except BaseException:
+        work.unlink(missing_ok=True)
+        raise
