@@ -3,8 +3,8 @@
 
 #include <cstdint>
 
-#include "isa.h"
 #include "dtype.h"
+#include "isa.h"
 
 namespace ofa {
 
@@ -34,6 +34,8 @@ OFA_DECLARE_TABLE(GemmTable, gemm)
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Floats that `rows` rows take when packed.
-static inline int64_t packed_size(int64_t rows, int64_t depth, int width) { return ceil_div(rows, width) * width * depth; }
+static inline int64_t packed_size(int64_t rows, int64_t depth, int width) {
+  return ceil_div(rows, width) * width * depth;
+}
 
 }  // namespace ofa

@@ -31,14 +31,18 @@ void set_isa(const char* name);  // for tests and benchmarks; throws std::invali
     namespace avx512_vnni {              \
     extern const type table;             \
     }
-#  define OFA_SELECT(table)                                        \
-    (*[]() {                                                       \
-      switch (ofa::isa()) {                                        \
-        case ofa::Isa::avx2: return &ofa::avx2::table;             \
-        case ofa::Isa::avx512: return &ofa::avx512::table;         \
-        case ofa::Isa::avx512_vnni: return &ofa::avx512_vnni::table; \
-        default: return &ofa::scalar::table;                       \
-      }                                                            \
+#  define OFA_SELECT(table)                \
+    (*[]() {                               \
+      switch (ofa::isa()) {                \
+        case ofa::Isa::avx2:               \
+          return &ofa::avx2::table;        \
+        case ofa::Isa::avx512:             \
+          return &ofa::avx512::table;      \
+        case ofa::Isa::avx512_vnni:        \
+          return &ofa::avx512_vnni::table; \
+        default:                           \
+          return &ofa::scalar::table;      \
+      }                                    \
     }())
 #else
 #  define OFA_DECLARE_TABLE(type, table) \

@@ -1,6 +1,6 @@
 // Vectors of the instruction set a *_simd.cpp is being compiled for, in the compiler's own vector language, so that one
-// source serves SSE, AVX2, AVX-512 and NEON. Everything here has internal linkage per instruction set: no std:: templates,
-// or the linker might keep the AVX-512 copy of one for every CPU.
+// source serves SSE, AVX2, AVX-512 and NEON. Everything here has internal linkage per instruction set: no std::
+// templates, or the linker might keep the AVX-512 copy of one for every CPU.
 #pragma once
 
 #include <cstdint>

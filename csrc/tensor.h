@@ -73,7 +73,8 @@ class Tensor {
   // The contiguous data as T*, or an error that names the argument.
   template <class T>
   T* data(const char* argument, std::initializer_list<int64_t> shape) const {
-    if (dtype() != dtype_of<T>()) fail(argument, std::string("must be ") + name(dtype_of<T>()) + ", got " + name(dtype()));
+    if (dtype() != dtype_of<T>())
+      fail(argument, std::string("must be ") + name(dtype_of<T>()) + ", got " + name(dtype()));
     return static_cast<T*>(data(argument, shape));
   }
   void* data(const char* argument, std::initializer_list<int64_t> shape) const {

@@ -9,8 +9,8 @@
 namespace ofa::factorized_embedding {
 namespace {
 
-constexpr int64_t block = 224;   // rows of one task: a multiple of every micro-kernel's mr
-constexpr int64_t chunks = 16;   // partial sums of the basis gradient: fixed, so that threads do not change the result
+constexpr int64_t block = 224;  // rows of one task: a multiple of every micro-kernel's mr
+constexpr int64_t chunks = 16;  // partial sums of the basis gradient: fixed, so that threads do not change the result
 
 void check_ids(const int64_t* ids, int64_t tokens, int64_t vocabulary) {
   for (int64_t t = 0; t < tokens; ++t)
@@ -30,16 +30,17 @@ struct ForwardScratch {
 };
 
 struct BackwardScratch {
-  Workspace::Array<int64_t> order, first;                   // tokens sorted by id; where each distinct id begins
+  Workspace::Array<int64_t> order, first;  // tokens sorted by id; where each distinct id begins
   Workspace::Array<float> basis, sums, packed_sums, rows, packed_rows, partial;
   BackwardScratch(Workspace& workspace, int64_t tokens, int64_t rank, int64_t width, int threads)
       : order(workspace, tokens),
         first(workspace, tokens + 1),
         basis(workspace, packed_size(rank, width, OFA_SELECT(gemm).nr)),
         sums(workspace, block * width, threads),
-        packed_sums(workspace,
-                    std::max(packed_size(block, width, OFA_SELECT(gemm).mr), packed_size(width, block, OFA_SELECT(gemm).nr)),
-                    threads),
+        packed_sums(
+            workspace,
+            std::max(packed_size(block, width, OFA_SELECT(gemm).mr), packed_size(width, block, OFA_SELECT(gemm).nr)),
+            threads),
         rows(workspace, block * rank, threads),
         packed_rows(workspace, packed_size(rank, block, OFA_SELECT(gemm).mr), threads),
         partial(workspace, chunks * rank * width) {}
@@ -127,7 +128,8 @@ void backward(Tensor grad_out_tensor, Tensor ids_tensor, Tensor coordinates_tens
       gemm.pack_rows(sums, Dtype::f32, width, nullptr, rows, width, gemm.mr, scratch.packed_sums.of(worker));
       gemm.multiply(scratch.packed_sums.of(worker), scratch.basis.of(0), rows, rank, width, grad_rows, rank, false);
       for (int64_t r = 0; r < rows; ++r)
-        gemm.from_float(grad_rows + r * rank, rank, grad_coordinates + ids_of_block[r] * rank * item_size(dtype), dtype);
+        gemm.from_float(grad_rows + r * rank, rank, grad_coordinates + ids_of_block[r] * rank * item_size(dtype),
+                        dtype);
 
       for (int64_t r = 0; r < rows; ++r)
         gemm.to_float(static_cast<const char*>(coordinates) + ids_of_block[r] * rank * item_size(dtype), dtype, rank,

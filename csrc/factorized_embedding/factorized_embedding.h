@@ -1,5 +1,6 @@
 // out[t] = coordinates[ids[t]] basis, and its gradients; the table coordinates basis [V, D] is never formed.
-// N tokens, V vocabulary rows, R rank, D width. Tables, out and gradients share one dtype: float32, float16 or bfloat16.
+// N tokens, V vocabulary rows, R rank, D width. Tables, out and gradients share one dtype: float32, float16 or
+// bfloat16.
 #pragma once
 
 #include "tensor.h"

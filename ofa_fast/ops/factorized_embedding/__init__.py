@@ -38,9 +38,7 @@ def _checked(function):
         out_of_range = (ids < 0) | (ids >= coordinates.shape[0])
         if out_of_range.any():
             at = int(out_of_range.nonzero()[0])
-            raise IndexError(
-                f"input_ids must lie in [0, {coordinates.shape[0]}), got {int(ids[at])} at position {at}"
-            )
+            raise IndexError(f"input_ids must lie in [0, {coordinates.shape[0]}), got {int(ids[at])} at position {at}")
         return function(*args)
 
     return run
