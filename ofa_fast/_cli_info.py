@@ -1,0 +1,69 @@
+"""What ``ofa-fast info`` prints: versions, hardware, and the backend that each op would use."""
+
+from __future__ import annotations
+
+import platform
+from collections import defaultdict
+from importlib.metadata import PackageNotFoundError, version
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "triton", "accelerate", "datasets")
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as lines:
+            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _backends(device: str) -> tuple[dict[str, str], dict[tuple[str, str], list[str]]]:
+    """For float32 tensors on ``device``: the backend of each op, and the ops that pass a better one over, by reason."""
+    import torch
+
+    from ofa_fast.ops._op import OPS, ORDER
+
+    chosen, refused = {}, defaultdict(list)
+    for op in OPS.values():
+        for backend in ORDER[device]:
+            reason = op.refusal(backend, device, {torch.float32})
+            if reason is None:
+                chosen[op.name] = backend
+                break
+            refused[backend, reason].append(op.name)
+    return chosen, refused
+
+
+def report() -> str:
+    import torch
+
+    import ofa_fast.ops  # noqa: F401  (registers the ops)
+    from ofa_fast import __version__, _native
+
+    isa = f"{_native.cpu.isa()} (best of this CPU: {_native.cpu.best_isa()})" if _native.cpu else "unknown"
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    rows = [("ofa-fast", __version__), ("python", platform.python_version())]
+    rows += [(package, _version(package)) for package in PACKAGES]
+    rows += [("CPU", _cpu_name()), ("instructions", isa), ("threads", str(torch.get_num_threads()))]
+    rows += [("GPU", ", ".join(gpus) or "none")]
+    rows += [(f"_{name} module", _native.reason.get(name, "loaded")) for name in ("cpu", "cuda")]
+    lines = [f"{name:<14}{value}" for name, value in rows]
+
+    devices = {device: _backends(device) for device in ("cpu", "cuda")}
+    ops = sorted(devices["cpu"][0])
+    width = max(map(len, ops)) + 2
+    lines += ["", f"{'backend by op':<{width}}{'on cpu':<12}on cuda"]
+    lines += [f"{op:<{width}}{devices['cpu'][0][op]:<12}{devices['cuda'][0][op]}" for op in ops]
+    lines += ["", "passed over"]
+    for device, (_, refused) in devices.items():
+        for (backend, reason), names in refused.items():
+            whose = "all ops" if len(names) == len(ops) else ", ".join(names)
+            lines.append(f"  {backend} on {device}: {reason} ({whose})")
+    return "\n".join(lines)
