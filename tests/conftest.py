@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -18,3 +22,10 @@ def _nan_in_unwritten_memory():
     torch.use_deterministic_algorithms(True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The folder of the real all-MiniLM-L6-v2, which is fetched once a machine."""
+    script = Path(__file__).parents[1] / "examples" / "get_minilm.py"
+    return Path(subprocess.check_output([sys.executable, script], text=True).strip())
