@@ -1,6 +1,7 @@
 // Binds each op once. Compiled into _cpu with the CPU kernels and into _cuda with the CUDA kernels.
 #include <pybind11/pybind11.h>
 
+#include "factorized_cross_entropy/factorized_cross_entropy.h"
 #include "factorized_embedding/factorized_embedding.h"
 #include "isa.h"
 #include "tensor.h"
@@ -53,4 +54,9 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("factorized_embedding_backward_workspace", &ofa::factorized_embedding::backward_workspace);
   module.def("factorized_embedding_forward", &ofa::factorized_embedding::forward, release());
   module.def("factorized_embedding_backward", &ofa::factorized_embedding::backward, release());
+
+  module.def("factorized_cross_entropy_forward_workspace", &ofa::factorized_cross_entropy::forward_workspace);
+  module.def("factorized_cross_entropy_backward_workspace", &ofa::factorized_cross_entropy::backward_workspace);
+  module.def("factorized_cross_entropy_forward", &ofa::factorized_cross_entropy::forward, release());
+  module.def("factorized_cross_entropy_backward", &ofa::factorized_cross_entropy::backward, release());
 }

@@ -1,0 +1,259 @@
+#include "factorized_cross_entropy/kernels.h"
+#include "simd.h"
+
+namespace ofa {
+namespace OFA_ISA {
+namespace {
+
+using namespace factorized_cross_entropy;
+
+constexpr int mr = lanes == 16 ? 14 : 6;  // with two vectors a row the accumulators fill the register file
+constexpr int64_t depth_block = 224;      // keeps a panel of the right operand in the first-level cache
+constexpr float infinity = __builtin_inff();
+
+static_assert(tile % mr == 0 && block_stride % lanes == 0 && block_stride >= (block + mr - 1) / mr * mr);
+
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
+
+// The left operand of a product, element (row i, depth d) in either order in memory.
+struct ByRow {
+  const float* data;
+  int64_t stride;
+  float at(int i) const { return (data + i / 3 * 3 * stride)[i % 3 * stride]; }
+  ByRow block(int64_t row, int64_t depth) const { return {data + row * stride + depth, stride}; }
+  void advance() { ++data; }
+};
+
+struct ByDepth {
+  const float* data;
+  int64_t stride;
+  float at(int i) const { return data[i]; }
+  ByDepth block(int64_t row, int64_t depth) const { return {data + row + depth * stride, stride}; }
+  void advance() { data += stride; }
+};
+
+template <int vectors, class Left>
+inline void micro_kernel(Left a, const float* __restrict b, int64_t b_stride, int64_t depth, float* __restrict c,
+                         int64_t c_stride, const float* addend, bool accumulate) {
+  vfloat sum[mr][vectors];
+#pragma GCC unroll 14
+  for (int i = 0; i < mr; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) sum[i][j] = vfloat{};
+  for (int64_t d = 0; d < depth; ++d, b += b_stride, a.advance()) {
+    vfloat right[vectors];
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) right[j] = load(b + j * lanes);
+#pragma GCC unroll 14
+    for (int i = 0; i < mr; ++i) {
+      const vfloat left = splat(a.at(i));
+#pragma GCC unroll 2
+      for (int j = 0; j < vectors; ++j) sum[i][j] += left * right[j];
+    }
+  }
+#pragma GCC unroll 14
+  for (int i = 0; i < mr; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < vectors; ++j) {
+      float* out = c + i * c_stride + j * lanes;
+      if (accumulate) sum[i][j] += load(out);
+      store(out, addend ? sum[i][j] + splat(addend[i]) : sum[i][j]);
+    }
+}
+
+// c = a b (+ c) (+ addend of each row). Rows are rounded up to mr, columns to a vector; all operands have room for it.
+template <class Left>
+inline void multiply(Left a, const float* b, int64_t b_stride, int64_t rows, int64_t columns, int64_t depth, float* c,
+                     int64_t c_stride, bool accumulate, const float* addend = nullptr) {
+  const int64_t parts = depth > depth_block ? (depth + depth_block - 1) / depth_block : 1,
+                step = (depth + parts - 1) / parts;
+  for (int64_t d = 0; d == 0 || d < depth; d += step) {
+    const int64_t length = smaller(step, depth - d);
+    const bool add = accumulate || d > 0;
+    const float* last_addend = d + step >= depth ? addend : nullptr;
+    for (int64_t j = 0; j < columns; j += 2 * lanes)
+      for (int64_t i = 0; i < rows; i += mr) {
+        const float* right = b + d * b_stride + j;
+        float* out = c + i * c_stride + j;
+        const float* extra = last_addend ? last_addend + i : nullptr;
+        if (columns - j > lanes)
+          micro_kernel<2>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add);
+        else
+          micro_kernel<1>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add);
+      }
+  }
+}
+
+// exp(x) by 2^n e^r, |r| <= ln(2) / 2, e^r = 1 + r + r^2 q(r) with q minimax for the relative error (3e-9 before
+// rounding). Within 1 ulp of exp for -87.3 < x < 88.3; zero below, infinity above, NaN for NaN.
+inline vfloat exponential(vfloat x) {
+  const vfloat floor = splat(-88.0f), ceiling = splat(89.0f), magic = splat(0x1.8p23f);  // adding it rounds to integers
+  x = floor > x ? floor : x;
+  x = ceiling < x ? ceiling : x;
+  const vfloat shifted = x * 0x1.715476p0f + magic, n = shifted - magic;
+  const vfloat r = (x - n * 0x1.62e4p-1f) - n * 0x1.7f7d1cp-20f;  // n times the first part of ln(2) is exact
+  vfloat q = r * 0x1.6a23d0p-10f + 0x1.123a20p-7f;
+  q = q * r + 0x1.5558f2p-5f;
+  q = q * r + 0x1.555492p-3f;
+  q = q * r + 0x1.fffffcp-2f;
+  const vint power = (reinterpret_cast<vint>(shifted) - 0x4b400000 + 127) << 23;
+  return (q * (r * r) + r + 1.0f) * reinterpret_cast<vfloat>(power);
+}
+
+inline vfloat larger(vfloat a, vfloat b) { return a > b ? a : b; }
+
+// Coordinates and bias of the vocabulary rows [first, first + count) as floats; zeros up to whole vectors and
+// micro-kernels.
+void load_tile(const Table& table, int64_t first, int64_t count, const Scratch& scratch) {
+  const int64_t rank = table.rank, stride = padded(rank), rows = round_up(count, mr);
+  with_dtype(table.dtype, [&](auto constant) {
+    for (int64_t v = 0; v < count; ++v) {
+      float* out = scratch.panel + v * stride;
+      for (int64_t r = 0; r < rank; ++r)
+        out[r] = load_as_float(table.coordinates, constant.value, (first + v) * rank + r);
+      for (int64_t r = rank; r < stride; ++r) out[r] = 0.0f;
+    }
+  });
+  for (int64_t i = count * stride; i < rows * stride; ++i) scratch.panel[i] = 0.0f;
+  for (int64_t v = 0; v < rows; ++v)
+    scratch.bias[v] = table.bias && v < count ? load_as_float(table.bias, table.bias_dtype, first + v) : 0.0f;
+}
+
+// scores[v, t] = the logits of a loaded tile
+void score(const Table& table, const Block& rows, int64_t count, const Scratch& scratch) {
+  multiply(ByRow{scratch.panel, padded(table.rank)}, rows.transposed, block_stride, count, rows.count, table.rank,
+           scratch.scores, block_stride, false, table.bias ? scratch.bias : nullptr);
+}
+
+// Calls found(vocabulary row within the tile, labelled row) for the labels that fall into the tile.
+template <class Found>
+inline void for_each_label(const Block& rows, int64_t first, int64_t count, Found&& found) {
+  for (int64_t t = 0; t < rows.count; ++t) {
+    const int64_t v = rows.labels[t] - first;
+    if (v >= 0 && v < count) found(v, t);
+  }
+}
+
+vfloat column_maximum(const float* column, int64_t count) {
+  vfloat a = splat(-infinity), b = a, c = a, d = a;
+  int64_t v = 0;
+  for (; v + 4 <= count; v += 4, column += 4 * block_stride) {
+    a = larger(a, load(column));
+    b = larger(b, load(column + block_stride));
+    c = larger(c, load(column + 2 * block_stride));
+    d = larger(d, load(column + 3 * block_stride));
+  }
+  for (; v < count; ++v, column += block_stride) a = larger(a, load(column));
+  return larger(larger(a, b), larger(c, d));
+}
+
+// Replaces a column by exp(score - shift) and returns its sum.
+vfloat exponentiate_column(float* column, int64_t count, vfloat shift) {
+  vfloat a{}, b{};
+  int64_t v = 0;
+  for (; v + 2 <= count; v += 2, column += 2 * block_stride) {
+    const vfloat x = exponential(load(column) - shift), y = exponential(load(column + block_stride) - shift);
+    store(column, x);
+    store(column + block_stride, y);
+    a += x;
+    b += y;
+  }
+  if (v < count) {
+    const vfloat x = exponential(load(column) - shift);
+    store(column, x);
+    a += x;
+  }
+  return a + b;
+}
+
+// exp(x - maximum) is taken relative to 0 while everything seen is -infinity.
+inline float shift_of(float maximum) { return maximum == -infinity ? 0.0f : maximum; }
+
+void forward(const Table& table, const Block& rows, int64_t first, int64_t last, const Scratch& scratch,
+             const Partial& partial, float* target) {
+  const int64_t stride = padded(table.rank);
+  float maximum[block_stride];  // of the tile
+  for (int64_t t = 0; t < block_stride; ++t) {
+    partial.maximum[t] = -infinity;
+    partial.sum[t] = 0.0;
+  }
+  if (partial.others) {
+    for (int64_t i = 0; i < round_up(rows.count, mr) * stride; ++i) partial.others[i] = 0.0f;
+    for (int64_t i = 0; i < tile * block_stride; ++i) scratch.scores[i] = 0.0f;
+  }
+  for (int64_t begin = first; begin < last; begin += tile) {
+    const int64_t count = smaller(tile, last - begin);
+    load_tile(table, begin, count, scratch);
+    score(table, rows, count, scratch);
+    for (int64_t t = 0; t < rows.count; t += lanes) store(maximum + t, column_maximum(scratch.scores + t, count));
+    for (int64_t t = 0; t < rows.count; ++t) {
+      if (!(maximum[t] > partial.maximum[t])) continue;
+      const double factor = __builtin_exp(static_cast<double>(partial.maximum[t]) - maximum[t]);
+      partial.maximum[t] = maximum[t];
+      if (partial.sum[t] == 0.0) continue;
+      partial.sum[t] *= factor;
+      if (!partial.others) continue;
+      for (int64_t r = 0; r < table.rank; ++r) partial.others[t * stride + r] *= static_cast<float>(factor);
+    }
+    for (int64_t t = 0; t < round_up(rows.count, lanes); ++t) maximum[t] = shift_of(partial.maximum[t]);
+    for_each_label(rows, begin, count, [&](int64_t v, int64_t t) {
+      target[t] = scratch.scores[v * block_stride + t];
+      scratch.scores[v * block_stride + t] = -infinity;
+    });
+    for (int64_t t = 0; t < rows.count; t += lanes) {
+      const vfloat sum = exponentiate_column(scratch.scores + t, count, load(maximum + t));
+      for (int i = 0; i < lanes; ++i) partial.sum[t + i] += sum[i];
+    }
+    if (partial.others)
+      multiply(ByDepth{scratch.scores, block_stride}, scratch.panel, stride, rows.count, table.rank, count,
+               partial.others, stride, true);
+  }
+}
+
+void backward(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
+              int64_t count, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
+  const int64_t rank = table.rank, stride = padded(rank);
+  float bias[tile];
+  for (int64_t v = 0; v < count; ++v) bias[v] = 0.0f;
+  if (block_count == 0)
+    for (int64_t i = 0; i < count * stride; ++i) scratch.gradient[i] = 0.0f;
+  load_tile(table, first, count, scratch);
+  for (int64_t b = 0; b < block_count; ++b) {
+    const Block& rows = blocks[b];
+    score(table, rows, count, scratch);
+    for_each_label(rows, first, count, [&](int64_t v, int64_t t) { scratch.scores[v * block_stride + t] = -infinity; });
+    for (int64_t v = 0; v < count; ++v) {
+      float* row = scratch.scores + v * block_stride;
+      vfloat sum{};
+      for (int64_t t = 0; t < rows.count; t += lanes) {
+        const vfloat p = exponential(load(row + t) - load(weights[b].lse + t)) * load(weights[b].weight + t);
+        store(row + t, p);
+        sum += p;
+      }
+      for (int i = 0; i < lanes; ++i) bias[v] += sum[i];
+    }
+    for_each_label(rows, first, count, [&](int64_t v, int64_t t) {
+      scratch.scores[v * block_stride + t] = weights[b].target_weight[t];
+      bias[v] += weights[b].target_weight[t];
+    });
+    if (grad_coordinates)
+      multiply(ByRow{scratch.scores, block_stride}, rows.projected, stride, count, rank, rows.count, scratch.gradient,
+               stride, b > 0);
+  }
+  if (grad_coordinates)
+    with_dtype(table.dtype, [&](auto constant) {
+      for (int64_t v = 0; v < count; ++v)
+        for (int64_t r = 0; r < rank; ++r)
+          store_from_float(grad_coordinates, constant.value, (first + v) * rank + r, scratch.gradient[v * stride + r]);
+    });
+  if (grad_bias)
+    for (int64_t v = 0; v < count; ++v) store_from_float(grad_bias, table.bias_dtype, first + v, bias[v]);
+}
+
+}  // namespace
+
+extern const Kernels cross_entropy = {forward, backward};
+
+}  // namespace OFA_ISA
+}  // namespace ofa
