@@ -240,7 +240,7 @@ void forward(Tensor hidden, Tensor coordinates, Tensor basis, Tensor bias, Tenso
 
 void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Tensor coordinates, Tensor basis,
               Tensor bias, Tensor labels, Tensor rows, Tensor loss_tensor, Tensor lse_tensor, Tensor others_tensor,
-              Tensor grad_hidden_tensor, Tensor grad_basis_tensor, Tensor grad_coordinates_tensor,
+              Tensor grad_hidden_tensor, Tensor grad_coordinates_tensor, Tensor grad_basis_tensor,
               Tensor grad_bias_tensor, Tensor workspace, int threads) {
   const Inputs in(hidden, coordinates, basis, bias, labels, rows);
   const int64_t rank = in.table.rank, width = in.hidden.width, positions = in.positions;

@@ -33,10 +33,10 @@ void backward(Tensor grad_loss,         // [N] float32
               Tensor rows,              // [n] int64
               Tensor loss,              // [N] float32
               Tensor lse,               // [2, N] float32
-              Tensor others,            // [N, R] float32, or [0] where neither of the next two is wanted
+              Tensor others,            // [N, R] float32, or [0] where grad_hidden and grad_basis are
               Tensor grad_hidden,       // [N, D] or [0], zero on entry; only labelled positions are written
-              Tensor grad_basis,        // [R, D] or [0]
               Tensor grad_coordinates,  // [V, R] or [0]
+              Tensor grad_basis,        // [R, D] or [0]
               Tensor grad_bias,         // [V] or [0]
               Tensor workspace,         // [bytes] uint8
               int threads);

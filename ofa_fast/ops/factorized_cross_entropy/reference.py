@@ -1,21 +1,55 @@
-"""The definition of the cross entropy of a factorised tied head, in plain torch."""
+"""The definition of the cross entropy of a factorised head, in plain torch, and the op's two directions likewise."""
 
 from __future__ import annotations
+
+from functools import reduce
 
 import torch
 import torch.nn.functional as F
 
 
-def factorized_cross_entropy(
-    hidden: torch.Tensor,
-    coordinates: torch.Tensor,
-    basis: torch.Tensor,
-    labels: torch.Tensor,
-    bias: torch.Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-) -> torch.Tensor:
+def factorized_cross_entropy(hidden, coordinates, basis, labels, bias=None, ignore_index=-100, reduction="mean"):
     logits = hidden @ basis.T @ coordinates.T
     if bias is not None:
         logits = logits + bias
-    return F.cross_entropy(logits, labels, ignore_index=ignore_index, reduction=reduction)
+    loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index, reduction=reduction)
+    return loss.view(labels.shape) if reduction == "none" else loss
+
+
+def wide_dtype(*tensors: torch.Tensor | None) -> torch.dtype:
+    """float64 if any tensor is, else float32: what everything is summed in."""
+    return reduce(torch.promote_types, (t.dtype for t in tensors if t is not None), torch.float32)
+
+
+def _logits(hidden, coordinates, basis, labels, bias, ignore_index):
+    rows = (labels != ignore_index).nonzero().squeeze(1)
+    wide = wide_dtype(hidden, coordinates, basis, bias)
+    h, f, p = hidden[rows].to(wide), coordinates.to(wide), basis.to(wide)
+    scores = h @ p.T @ f.T
+    return rows, labels[rows, None], h, f, p, scores if bias is None else scores + bias.to(wide)
+
+
+def forward(hidden, coordinates, basis, labels, bias, ignore_index, with_others):
+    rows, y, h, f, _, scores = _logits(hidden, coordinates, basis, labels, bias, ignore_index)
+    loss, lse = h.new_zeros(labels.shape), h.new_zeros(2, *labels.shape)
+    others = h.new_zeros(*labels.shape, f.shape[1]) if with_others else h.new_empty(0)
+    lse[0, rows] = scores.logsumexp(1)
+    loss[rows] = lse[0, rows] - scores.gather(1, y).squeeze(1)
+    if with_others:
+        others[rows] = scores.softmax(1).scatter(1, y, 0.0) @ f
+    return loss, lse, others
+
+
+def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss, lse, others, ignore_index, needs):
+    rows, y, h, f, p, scores = _logits(hidden, coordinates, basis, labels, bias, ignore_index)
+    g, z, nll = grad_loss[rows, None], grad_lse[rows, None], loss[rows, None]
+    at_label = g * torch.expm1(-nll) + z * torch.exp(-nll)
+    grad_scores = ((scores - lse[0, rows, None]).exp() * (g + z)).scatter(1, y, at_label)
+    empty = hidden.new_empty(0)
+    grad_projected = (g + z) * others[rows] + at_label * f[y.squeeze(1)] if needs[0] or needs[2] else empty
+    return (
+        torch.zeros_like(hidden).index_copy_(0, rows, (grad_projected @ p).to(hidden.dtype)) if needs[0] else empty,
+        (grad_scores.T @ (h @ p.T)).to(coordinates.dtype) if needs[1] else empty,
+        (grad_projected.T @ h).to(basis.dtype) if needs[2] else empty,
+        grad_scores.sum(0).to(bias.dtype) if needs[3] else empty,
+    )
