@@ -1,0 +1,390 @@
+"""Every format in and out, the published form of keys, and every kind of damage refused with its place."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import pickle
+import shutil
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from gensim.models import KeyedVectors
+
+from ofa_fast.initialization import WordVectors
+
+WORDS = ["water", "Brot", "été", "вода", "ᎠᎹ", "ⲙⲱⲟⲩ", "नमस्ते", "耶稣", "it's", "12:30"]
+KEYS = [
+    "deu:$wasser$",
+    "deu:$wass",
+    "eng:$water$",
+    "wine",
+    "chr:ᎠᎹ$",
+    "heb:מים",
+    "cmn:耶稣",
+    "xyz:$$",
+    "deu:$100$",
+    "abc:",
+]
+MIXED = [
+    ("deu", "wasser"),
+    ("deu", "wass"),
+    ("eng", "water"),
+    ("eng", "wine"),
+    ("chr", "ᎠᎹ"),
+    ("heb", "מים"),
+    ("cmn", "耶稣"),
+]
+
+
+def table(rows: int, dim: int = 6, dtype=np.float32) -> np.ndarray:
+    return np.random.default_rng(7).standard_normal((rows, dim)).astype(dtype)
+
+
+def keyed_vectors(words: list[str], vectors: np.ndarray) -> KeyedVectors:
+    saved = KeyedVectors(vectors.shape[1])
+    saved.add_vectors(words, vectors)
+    return saved
+
+
+def write_text(path: Path, words: list[str], vectors: np.ndarray, header: bool = True) -> Path:
+    lines = [" ".join([word, *(repr(float(value)) for value in row)]) for word, row in zip(words, vectors, strict=True)]
+    if header:
+        lines.insert(0, f"{len(words)} {vectors.shape[1]}")
+    path.write_bytes(("\n".join(lines) + "\n").encode())
+    return path
+
+
+def zipped(path: Path) -> Path:
+    target = Path(f"{path}.gz")
+    with open(path, "rb") as plain, gzip.open(target, "wb") as packed:
+        shutil.copyfileobj(plain, packed)
+    return target
+
+
+def write(path: Path, words: list[str], vectors: np.ndarray) -> Path:
+    if path.suffix in (".vec", ".txt"):
+        return write_text(path, words, vectors, header=path.suffix == ".vec")
+    if path.suffix == ".bin":
+        keyed_vectors(words, vectors).save_word2vec_format(str(path), binary=True)
+    elif path.suffix in (".wv", ".kv"):
+        keyed_vectors(words, vectors).save(str(path))
+    elif path.suffix == ".npz":
+        np.savez(path, words=np.array(words), vectors=vectors)
+    else:
+        WordVectors(words, vectors).save(path)
+    return path
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("suffix", [".vec", ".txt", ".bin", ".wv", ".kv", ".npz", ".safetensors"])
+def test_every_format_gives_the_words_and_the_exact_vectors(tmp_path, suffix, packed):
+    vectors = table(len(WORDS))
+    path = write(tmp_path / f"words{suffix}", WORDS, vectors)
+    loaded = WordVectors.load(zipped(path) if packed else path)
+    assert loaded.words == WORDS and loaded.keys == WORDS and loaded.languages is None
+    assert loaded.vectors.dtype == np.float32
+    np.testing.assert_array_equal(loaded.vectors, vectors)
+
+
+@pytest.mark.parametrize("suffix", [".vec", ".txt", ".bin", ".kv", ".npz"])
+def test_published_keys_come_back_exactly_and_in_order(tmp_path, suffix):
+    vectors = table(len(KEYS))
+    loaded = WordVectors.load(write(tmp_path / f"keys{suffix}", KEYS, vectors))
+    assert loaded.keys == KEYS
+    assert list(zip(loaded.languages, loaded.words, strict=True))[: len(MIXED)] == MIXED
+    loaded.save(tmp_path / "again.safetensors")
+    again = WordVectors.load(tmp_path / "again.safetensors")
+    assert again.keys == KEYS and again.words == loaded.words and again.languages == loaded.languages
+    np.testing.assert_array_equal(again.vectors, vectors)
+
+
+def test_words_with_languages_take_the_published_form(tmp_path):
+    made = WordVectors(["wasser", "water"], table(2), ["deu", "eng"])
+    assert made.keys == ["deu:$wasser$", "eng:$water$"]
+    made.save(tmp_path / "made.safetensors")
+    assert WordVectors.load(tmp_path / "made.safetensors").keys == made.keys
+
+
+def test_a_few_keys_that_look_prefixed_do_not_make_a_file_multilingual(tmp_path):
+    words = ["the", "ftp://host", "of", "and", "to"]
+    loaded = WordVectors.load(write_text(tmp_path / "a.txt", words, table(5), header=False))
+    assert loaded.languages is None and loaded.words == words
+
+
+def test_a_language_is_given_to_a_file_without_one(tmp_path):
+    path = write_text(tmp_path / "a.vec", WORDS, table(len(WORDS)))
+    loaded = WordVectors.load(path, language="deu")
+    assert loaded.languages == ["deu"] * len(WORDS) and loaded.keys[1] == "deu:$Brot$"
+
+
+def test_saved_vectors_are_mapped_not_read(tmp_path):
+    for dtype in (np.float32, np.float16):
+        path = tmp_path / f"{np.dtype(dtype)}.safetensors"
+        WordVectors(WORDS, table(len(WORDS), dtype=dtype), "deu").save(path)
+        loaded = WordVectors.load(path)
+        assert isinstance(loaded.vectors, np.memmap) and loaded.vectors.dtype == dtype
+        np.testing.assert_array_equal(loaded.vectors, table(len(WORDS), dtype=dtype))
+
+
+def test_an_npz_of_half_precision_with_languages(tmp_path):
+    vectors = table(3, dtype=np.float16)
+    np.savez(
+        tmp_path / "a.npz", words=np.array(["a", "b", "b"]), vectors=vectors, languages=np.array(["deu", "deu", "eng"])
+    )
+    loaded = WordVectors.load(tmp_path / "a.npz")
+    assert loaded.languages == ["deu", "deu", "eng"] and loaded.vectors.dtype == np.float16
+    np.testing.assert_array_equal(loaded.vectors, vectors)
+
+
+@pytest.mark.parametrize("suffix", [".vec", ".bin", ".npz"])
+def test_of_equal_words_the_first_stays_as_in_gensim(tmp_path, suffix):
+    words, vectors = ["a", "b", "a", "c"], table(4)
+    path = tmp_path / f"twice{suffix}"
+    if suffix == ".bin":
+        rows = b"".join(word.encode() + b" " + row.tobytes() for word, row in zip(words, vectors, strict=True))
+        path.write_bytes(b"4 6\n" + rows)
+    else:
+        write(path, words, vectors)
+    loaded = WordVectors.load(path)
+    assert loaded.words == ["a", "b", "c"]
+    np.testing.assert_array_equal(loaded.vectors, vectors[[0, 1, 3]])
+    if suffix != ".npz":
+        theirs = KeyedVectors.load_word2vec_format(str(path), binary=suffix == ".bin")
+        assert list(theirs.key_to_index) == loaded.words
+        np.testing.assert_array_equal(theirs.vectors, loaded.vectors)
+        theirs.save(str(tmp_path / "theirs.kv"))
+        assert WordVectors.load(tmp_path / "theirs.kv").words == loaded.words
+
+
+def test_filters_keep_file_order(tmp_path):
+    path = write_text(tmp_path / "keys.vec", KEYS, table(len(KEYS)))
+    assert WordVectors.load(path, max_words=3).keys == KEYS[:3]
+    assert WordVectors.load(path, languages=["eng", "deu"]).keys == [
+        "deu:$wasser$",
+        "deu:$wass",
+        "eng:$water$",
+        *KEYS[3:4],
+        KEYS[8],
+        KEYS[9],
+    ]
+    chosen = WordVectors.load(path, languages=["chr", "deu"], max_words=3)
+    assert chosen.keys == ["deu:$wasser$", "deu:$wass", "chr:ᎠᎹ$"]
+    np.testing.assert_array_equal(chosen.vectors, table(len(KEYS))[[0, 1, 4]])
+    with pytest.raises(ValueError, match=r"keys\.vec: no word in fra"):
+        WordVectors.load(path, languages=["fra"])
+    with pytest.raises(ValueError, match="languages already"):
+        WordVectors.load(path, language="deu")
+    with pytest.raises(TypeError, match="list of codes"):
+        WordVectors.load(path, languages="deu")
+    with pytest.raises(ValueError, match="max_words must be at least 1, got 0"):
+        WordVectors.load(path, max_words=0)
+    with pytest.raises(ValueError, match="no languages to choose from"):
+        WordVectors.load(write_text(tmp_path / "plain.vec", WORDS, table(len(WORDS))), languages=["deu"])
+
+
+def test_text_as_others_write_it(tmp_path):
+    path = tmp_path / "fasttext.vec"
+    path.write_bytes("3 2\r\n</s> 0.1 -2e-3 \r\n\u00a0 1 2 \r\n. . . 3 4 \r\n".encode())
+    loaded = WordVectors.load(path)
+    assert loaded.words == ["</s>", "\u00a0", ". . ."]
+    np.testing.assert_array_equal(loaded.vectors, np.array([[0.1, -2e-3], [1, 2], [3, 4]], dtype=np.float32))
+
+
+def test_many_blocks_of_lines_agree_with_gensim(tmp_path):
+    vectors = table(7000, 300)
+    keyed_vectors([f"w{i}" for i in range(7000)], vectors).save_word2vec_format(str(tmp_path / "a.vec"))
+    loaded = WordVectors.load(tmp_path / "a.vec", progress=True)
+    np.testing.assert_array_equal(loaded.vectors, KeyedVectors.load_word2vec_format(str(tmp_path / "a.vec")).vectors)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"3 2\na 1 2\nb 3 4\n", "line 3: truncated: line 1 announces 3 words, but only 2 follow"),
+        (b"2 2\na 1 2\nb 3\n", "line 3: expected a word and 2 numbers"),
+        (b"2 2\na 1 2\nb 3 4 5\n", "line 3: expected a word and 2 numbers"),
+        (b"1 2\na 1 2\nb 3 4\n", "line 3: line 1 announces 1 words, but there are more"),
+        (b"a 1 2\nb 3 x\n", r"line 2: expected 2 numbers, got b'3 x'"),
+        (b"a 1 2\nb 3 4x\nc 5 6\n", "line 2: expected 2 numbers"),
+        (b"a 1 2\nb nan 4\n", "line 2: the vector holds NaN or infinity"),
+        (b"a 1 2\nb 3 -inf\n", "line 2: the vector holds NaN or infinity"),
+        (b"a 1 2\n\nb 3 4\n", "line 2: empty line"),
+        (b"a 1 2\n\xff\xfe 3 4\n", r"line 2: the word b'\\xff\\xfe' is not UTF-8"),
+        (b"a 1 2\n 3 4\n", "line 2: expected a word and 2 numbers"),
+        (b"word\n", "line 1: expected a count and a dimension"),
+        (b"5 0\n", "line 1: expected a count and a dimension"),
+        (b"0 5\n", "no words"),
+    ],
+)
+def test_damaged_text_is_refused_with_file_and_line(tmp_path, content, message):
+    path = tmp_path / "damaged.vec"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"damaged.vec.*{message}"):
+        WordVectors.load(path)
+
+
+ROWS = b"a " + struct.pack("<2f", 1, 2) + b"\nb " + struct.pack("<2f", 3, 4)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "empty"),
+        (b"hello", "not word2vec binary"),
+        (b"2 2\n" + ROWS[:-1], "word 2: truncated"),
+        (b"3 2\n" + ROWS, "word 3: truncated"),
+        (b"1 2\n" + ROWS, "11 bytes after the 1 words"),
+        (b"2 2\n" + ROWS.replace(b"b ", b"\xff "), "word 2: .* not UTF-8"),
+        (b"1 2\na " + struct.pack("<2f", 1, float("nan")), "word 1, 'a', holds NaN"),
+        (struct.pack("<2i", 793712314, 12) + bytes(100), "a fastText model"),
+    ],
+)
+def test_damaged_binary_is_refused_with_its_word(tmp_path, content, message):
+    path = tmp_path / "damaged.bin"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"damaged.bin.*{message}"):
+        WordVectors.load(path)
+
+
+@pytest.mark.parametrize("suffix", [".vec", ".bin", ".kv", ".npz", ".safetensors"])
+def test_a_truncated_gzip_file_is_refused(tmp_path, suffix):
+    path = zipped(write(tmp_path / f"a{suffix}", WORDS, table(len(WORDS))))
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(ValueError, match=f"a{suffix}.gz: "):
+        WordVectors.load(path)
+
+
+@pytest.mark.parametrize("suffix", [".kv", ".npz", ".safetensors", ".bin"])
+def test_a_file_cut_anywhere_is_refused(tmp_path, suffix):
+    whole = write(tmp_path / f"a{suffix}", WORDS, table(len(WORDS))).read_bytes()
+    path = tmp_path / f"cut{suffix}"
+    for length in range(0, len(whole) - 1, max(1, len(whole) // 40)):
+        path.write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=f"cut{suffix}"):
+            WordVectors.load(path)
+
+
+def test_arrays_that_do_not_fit_are_refused(tmp_path):
+    path = tmp_path / "a.npz"
+    for arrays, message in [
+        ({"words": np.array(["a"])}, "found no 'vectors'"),
+        ({"words": np.array(["a", "b"]), "vectors": table(1)}, "2 words, but 1 vectors"),
+        ({"words": np.array(["a"], dtype=object), "vectors": table(1)}, "Object arrays cannot be loaded"),
+        ({"words": np.array(["a"]), "vectors": np.ones((1, 2), dtype=np.int64)}, "floating-point array"),
+        ({"words": np.array(["a"]), "vectors": np.full((1, 2), np.inf)}, "holds NaN or infinity"),
+        ({"words": np.array([], dtype=str), "vectors": np.ones((0, 2))}, "no words"),
+        (
+            {"words": np.array(["a"]), "vectors": table(1), "languages": np.array(["german"])},
+            "code of three characters",
+        ),
+    ]:
+        np.savez(path, **arrays)
+        with pytest.raises(ValueError, match=rf"a\.npz: .*{message}"):
+            WordVectors.load(path)
+
+
+def test_names_and_places_that_hold_no_vectors(tmp_path):
+    (tmp_path / "folder.vec").mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        WordVectors.load(tmp_path / "folder.vec")
+    with pytest.raises(ValueError, match=r"expected a name ending in \.vec"):
+        WordVectors.load(tmp_path / "a.csv")
+    with pytest.raises(FileNotFoundError):
+        WordVectors.load(tmp_path / "absent.vec")
+    with pytest.raises(ValueError, match=r"written as \.safetensors"):
+        WordVectors(["a"], table(1)).save(tmp_path / "a.vec")
+
+
+def test_gensim_arrays_saved_beside_the_file_are_mapped(tmp_path):
+    vectors = table(len(WORDS))
+    path = tmp_path / "split.wv"
+    keyed_vectors(WORDS, vectors).save(str(path), separately=["vectors"])
+    assert (tmp_path / "split.wv.vectors.npy").exists()
+    loaded = WordVectors.load(path)
+    assert loaded.words == WORDS and isinstance(loaded.vectors, np.memmap)
+    np.testing.assert_array_equal(loaded.vectors, vectors)
+
+    damaged = (tmp_path / "split.wv.vectors.npy").read_bytes()[:-5]
+    (tmp_path / "split.wv.vectors.npy").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"split\.wv: the array 'vectors' saved beside it is damaged"):
+        WordVectors.load(path)
+    (tmp_path / "split.wv.vectors.npy").unlink()
+    with pytest.raises(FileNotFoundError, match=r"split\.wv\.vectors\.npy"):
+        WordVectors.load(path)
+
+
+def test_gensim_files_with_counts_and_zipped_side_arrays(tmp_path):
+    vectors = table(len(WORDS))
+    saved = keyed_vectors(WORDS, vectors)
+    for number, word in enumerate(WORDS):
+        saved.set_vecattr(word, "count", 100 - number)
+    saved.add_lifecycle_event("made", note="for a test")
+    saved.save(str(tmp_path / "a.kv.gz"), separately=["vectors"])
+    loaded = WordVectors.load(tmp_path / "a.kv.gz")
+    assert loaded.words == WORDS
+    np.testing.assert_array_equal(loaded.vectors, vectors)
+
+
+def test_the_layout_of_gensim_3_is_read(tmp_path, monkeypatch):
+    import gensim.models.keyedvectors as module
+
+    old = type("Word2VecKeyedVectors", (), {"__module__": module.__name__})
+    vocab = type("Vocab", (), {"__module__": module.__name__})
+    monkeypatch.setattr(module, "Word2VecKeyedVectors", old, raising=False)
+    monkeypatch.setattr(module, "Vocab", vocab, raising=False)
+    saved = old()
+    saved.index2word, saved.vector_size, saved.syn0 = WORDS, 6, table(len(WORDS))
+    saved.vocab = {}
+    for number, word in enumerate(WORDS):
+        saved.vocab[word] = vocab()
+        saved.vocab[word].index, saved.vocab[word].count = number, np.int64(100 - number)
+    with open(tmp_path / "old.wv", "wb") as file:
+        pickle.dump(saved, file, protocol=2)
+    loaded = WordVectors.load(tmp_path / "old.wv")
+    assert loaded.words == WORDS
+    np.testing.assert_array_equal(loaded.vectors, saved.syn0)
+
+
+class Payload:
+    def __init__(self, function, *arguments) -> None:
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
+def test_a_foreign_pickle_is_refused_by_name_and_nothing_runs(tmp_path, protocol):
+    witness = tmp_path / "witness"
+    saved = keyed_vectors(WORDS, table(len(WORDS)))
+    saved.note = Payload(os.system, f"touch {witness}")
+    path = tmp_path / "evil.wv"
+    with open(path, "wb") as file:
+        pickle.dump(saved, file, protocol=protocol)
+    with pytest.raises(ValueError, match=r"evil\.wv: refused, since it holds the object (posix\.system|copy_reg)"):
+        WordVectors.load(path)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (b"\x80\x04cbuiltins\neval\n(V1+1\ntR.", r"builtins\.eval"),
+        (b"\x80\x04cgensim.models.keyedvectors\nKeyedVectors.__init__\n)R.", r"KeyedVectors\.__init__"),
+        (b"\x80\x04cnumpy\ndtype\n(VO8\ntR.", "dtype 'O8'"),
+        (b"\x80\x04Vpid\nQ.", "persistent object"),
+        (b"\x80\x04c_codecs\nencode\n(Vx\nVbz2\ntR.", "_codecs.encode"),
+        (b"\x80\x04]q\x00.", "holds a list, not gensim KeyedVectors"),
+        (b"not a pickle", "not a complete gensim KeyedVectors file"),
+        (b"\x80\x04cgensim.models.keyedvectors\nKeyedVectors\n)\x81.", "without vectors"),
+    ],
+)
+def test_streams_made_by_hand_are_refused(tmp_path, stream, message):
+    path = tmp_path / "made.kv"
+    path.write_bytes(stream)
+    with pytest.raises(ValueError, match=rf"made\.kv: .*{message}"):
+        WordVectors.load(path)
