@@ -1,55 +1,129 @@
-"""Modules with a factorised vocabulary table: usable by themselves in any training framework."""
+"""Modules with a factorised vocabulary table: usable by themselves in any training framework.
+
+Notation: V vocabulary rows, R rank, D model width. The table is E = F P with coordinates F [V, R] and basis P [R, D]
+(Liu et al. 2024, arXiv 2311.08849, section 3.1).
+"""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from ofa_fast.ops import factorized_cross_entropy, factorized_embedding
+from ofa_fast.ops import factorized_cross_entropy, factorized_embedding, truncated_svd
+
+
+class _StopGradient(torch.autograd.Function):
+    """The identity, whose gradient is zero in the rows where ``stop`` is true."""
+
+    @staticmethod
+    def forward(ctx, rows, stop):
+        ctx.save_for_backward(stop)
+        return rows.view_as(rows)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad.masked_fill(ctx.saved_tensors[0].unsqueeze(-1), 0), None
 
 
 class FactorizedEmbedding(nn.Module):
-    """Drop-in for ``nn.Embedding`` whose table is ``coordinates @ basis`` ([V, R] @ [R, D]), never formed in training.
+    """Drop-in for ``nn.Embedding`` whose table is ``coordinates @ basis``, never formed in training.
 
-    ``weight`` computes the dense table [V, D] on demand.
+    Args:
+        num_embeddings, rank, embedding_dim: V, R and D.
+        padding_idx: as in ``nn.Embedding``: lookups of this id give its row but no gradient, and it starts at zero.
+
+    Ids of any shape [...], int64 or int32, give [..., D]. Errors and memory are those of
+    ``ofa_fast.ops.factorized_embedding``. ``weight`` computes the dense table [V, D] whenever it is read.
     """
 
-    def __init__(self, num_embeddings: int, rank: int, embedding_dim: int, padding_idx: int | None = None,
-                 device=None, dtype=None) -> None:
+    def __init__(
+        self,
+        num_embeddings: int,
+        rank: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
+        for name, size in (("num_embeddings", num_embeddings), ("rank", rank), ("embedding_dim", embedding_dim)):
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
+        if padding_idx is not None and not -num_embeddings <= padding_idx < num_embeddings:
+            raise ValueError(f"padding_idx must lie in the table of {num_embeddings} rows, got {padding_idx}")
         self.num_embeddings, self.rank, self.embedding_dim = num_embeddings, rank, embedding_dim
-        self.padding_idx = padding_idx
+        self.padding_idx = padding_idx if padding_idx is None else padding_idx % num_embeddings
         self.coordinates = nn.Parameter(torch.empty(num_embeddings, rank, device=device, dtype=dtype))
         self.basis = nn.Parameter(torch.empty(rank, embedding_dim, device=device, dtype=dtype))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        """Rows of the table get a standard deviation of 0.02, as tables of language models have."""
         nn.init.normal_(self.coordinates, std=self.rank**-0.5)
         nn.init.normal_(self.basis, std=0.02)
+        if self.padding_idx is not None:
+            nn.init.zeros_(self.coordinates[self.padding_idx].detach())
+
+    @classmethod
+    def from_dense(cls, table: torch.Tensor, rank: int, padding_idx: int | None = None) -> FactorizedEmbedding:
+        """The best embedding of this rank for a dense ``table`` [V, D]: U and diag(S) Vh of its truncated SVD.
+
+        Its table is within the smallest possible Frobenius distance of ``table``, and equals it at rank = D.
+        Errors and memory are those of ``ofa_fast.ops.truncated_svd``.
+        """
+        u, s, vh = truncated_svd(table.detach(), rank)
+        embedding = cls(*u.shape, table.shape[1], padding_idx=padding_idx, device="meta")
+        embedding.coordinates, embedding.basis = nn.Parameter(u), nn.Parameter(s[:, None] * vh)
+        return embedding
 
     @property
     def weight(self) -> torch.Tensor:
         return self.coordinates @ self.basis
 
+    def materialize(self) -> nn.Embedding:
+        """The dense ``nn.Embedding`` with the same table, for inference without this package: V * D new elements."""
+        return nn.Embedding.from_pretrained(self.weight.detach(), freeze=False, padding_idx=self.padding_idx)
+
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        return factorized_embedding(input_ids, self.coordinates, self.basis)
+        rows = factorized_embedding(input_ids, self.coordinates, self.basis)
+        if self.padding_idx is not None and torch.is_grad_enabled():
+            rows = _StopGradient.apply(rows, input_ids == self.padding_idx)
+        return rows
 
     def extra_repr(self) -> str:
-        return f"{self.num_embeddings}, {self.embedding_dim}, rank={self.rank}"
+        padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
+        return f"{self.num_embeddings}, {self.embedding_dim}, rank={self.rank}{padding}"
 
 
 class FactorizedHead(nn.Module):
-    """The output head tied to a ``FactorizedEmbedding``: logits = (hidden @ basis.T) @ coordinates.T + bias."""
+    """The output head tied to a ``FactorizedEmbedding``: logits = (hidden @ basis.T) @ coordinates.T + bias.
+
+    It shares the embedding's two parameters; give it an embedding of its own for an untied head. [..., D] gives
+    [..., V]. ``loss`` needs no logits.
+    """
 
     def __init__(self, embedding: FactorizedEmbedding, bias: bool = True) -> None:
         super().__init__()
         self.coordinates, self.basis = embedding.coordinates, embedding.basis
         self.bias = nn.Parameter(embedding.coordinates.new_zeros(embedding.num_embeddings)) if bias else None
 
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.coordinates, std=self.coordinates.shape[1] ** -0.5)
+        nn.init.normal_(self.basis, std=0.02)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        logits = hidden @ self.basis.T @ self.coordinates.T
-        return logits if self.bias is None else logits + self.bias
+        return F.linear(F.linear(hidden, self.basis), self.coordinates, self.bias)
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor, **options) -> torch.Tensor:
-        """``factorized_cross_entropy`` of the labelled positions: no logits are formed."""
+        """``ofa_fast.ops.factorized_cross_entropy`` of hidden [..., D] against labels [...]: no logits are formed.
+
+        ``options`` are that op's ``ignore_index`` and ``reduction``.
+        """
         return factorized_cross_entropy(hidden, self.coordinates, self.basis, labels, self.bias, **options)
+
+    def extra_repr(self) -> str:
+        (rows, rank), width = self.coordinates.shape, self.basis.shape[1]
+        return f"{width}, {rows}, rank={rank}, bias={self.bias is not None}"

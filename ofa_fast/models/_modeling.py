@@ -1,0 +1,233 @@
+"""What a factorised model does differently from its stock class: its table, its head, its loss."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.models.auto import modeling_auto
+from transformers.utils import logging
+
+from ofa_fast.nn import FactorizedEmbedding, FactorizedHead
+
+logger = logging.get_logger("ofa_fast.models")
+
+
+class _TablesOnMeta(TorchFunctionMode):
+    """Stock constructors allocate [V, D] tables; here these get no memory, as they are replaced at once."""
+
+    def __init__(self, rows: int) -> None:
+        super().__init__()
+        self.rows = rows
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is torch.empty and args and isinstance(args[0], tuple) and args[0][0] == self.rows:
+            kwargs = {**kwargs, "device": "meta"}
+        return func(*args, **kwargs)
+
+
+class LanguageModelHead(FactorizedHead):
+    """A head that can hand its hidden states on, so that a stock forward pass ends before the logits."""
+
+    _deferred: list[torch.Tensor] | None = None
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._deferred is None:
+            return super().forward(hidden)
+        self._deferred.append(hidden)
+        return hidden
+
+    @contextmanager
+    def deferring(self):
+        """Inside, the head is the identity; yields the list of what it was given."""
+        self._deferred = []
+        try:
+            yield self._deferred
+        finally:
+            self._deferred = None
+
+
+class FactorizedModel:
+    """Mixin in front of a stock transformers model class.
+
+    The input embedding is a ``FactorizedEmbedding``. An output head over the vocabulary becomes a ``FactorizedHead``:
+    tied to the embedding where the configuration ties them, with coordinates and a basis of its own otherwise.
+    """
+
+    _loss_from_hidden = True
+
+    def __init__(self, config, *args, **kwargs) -> None:
+        with _TablesOnMeta(config.get_text_config().vocab_size):
+            super().__init__(config, *args, **kwargs)
+        self._factorize()
+        super().post_init()
+
+    def post_init(self) -> None:
+        """Left to ``__init__``: the stock constructor calls this before the table is replaced."""
+
+    @classmethod
+    def is_custom_code(cls) -> bool:
+        # Transformers skips the initialisation rules that a custom model has for its containers. Ours are stock rules.
+        return False
+
+    def _factorize(self) -> None:
+        config = self.config.get_text_config()
+        table, head = self.get_input_embeddings(), self.get_output_embeddings()
+        if type(table) is not nn.Embedding:
+            raise ValueError(
+                f"{type(self).stock_class.__name__} embeds through {type(table).__name__}, not nn.Embedding"
+            )
+        if head is not None and type(head) is not nn.Linear:
+            raise ValueError(f"{type(self).stock_class.__name__} has {type(head).__name__} as its head, not nn.Linear")
+        shape = (table.num_embeddings, config.rank, table.embedding_dim)
+        embedding = FactorizedEmbedding(*shape, padding_idx=table.padding_idx)
+        self.set_input_embeddings(embedding)
+        if head is not None:
+            tied = getattr(config, "tie_word_embeddings", False)
+            source = embedding if tied else FactorizedEmbedding(*shape)
+            self.set_output_embeddings(LanguageModelHead(source, bias=head.bias is not None))
+        for module in self.modules():
+            if isinstance(module, PreTrainedModel):
+                for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
+                    keys = getattr(module, attribute, None)
+                    if keys:
+                        setattr(module, attribute, _tied_factors(module, keys))
+            self._materialize(module)
+
+    @staticmethod
+    def _materialize(module: nn.Module) -> None:
+        """Allocate what ``_TablesOnMeta`` took for a table of the vocabulary but is something else of that size."""
+        if torch.empty(0).device.type == "meta":
+            return
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.device.type == "meta":
+                setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=torch.empty(0).device)))
+                module._is_hf_initialized = False
+
+    def _init_weights(self, module: nn.Module) -> None:
+        parameters = list(module.parameters())
+        own_buffers = next(module.buffers(recurse=False), None) is not None
+        if parameters and not own_buffers and all(getattr(p, "_is_hf_initialized", False) for p in parameters):
+            return
+        if isinstance(module, (FactorizedEmbedding, FactorizedHead)):
+            module.reset_parameters()
+        else:
+            super()._init_weights(module)
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> FactorizedEmbedding:
+        """As in transformers: rows are added or removed at the end of the table, of its head and of the bias.
+
+        Coordinates (and biases) of new rows are the mean of the old ones, or normal as in a fresh table when
+        ``mean_resizing`` is false. Peak extra memory: the new coordinates.
+        """
+        embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
+        rows = embedding.num_embeddings if new_num_tokens is None else new_num_tokens
+        if pad_to_multiple_of is not None:
+            rows = -(-rows // pad_to_multiple_of) * pad_to_multiple_of
+        if rows == embedding.num_embeddings:
+            return embedding
+        owners = [embedding] if head is None else [embedding, head]
+        per_row = {
+            id(p): p for owner in owners for p in (owner.coordinates, getattr(owner, "bias", None)) if p is not None
+        }
+        resized = {key: _resized(p, rows, mean_resizing) for key, p in per_row.items()}
+        for module in self.modules():
+            for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) in resized:
+                    setattr(module, name, resized[id(parameter)])
+        embedding.num_embeddings = rows
+        self.config.get_text_config().vocab_size = self.vocab_size = rows
+        return embedding
+
+    def _adjust_bias(self, output_embeddings, input_embeddings) -> None:
+        if not isinstance(output_embeddings, (FactorizedEmbedding, FactorizedHead)):
+            super()._adjust_bias(output_embeddings, input_embeddings)
+
+
+def _resized(parameter: nn.Parameter, rows: int, mean: bool) -> nn.Parameter:
+    kept = parameter.detach()[:rows]
+    added = parameter.new_empty(rows - len(kept), *parameter.shape[1:])
+    if mean or parameter.dim() == 1:
+        added[:] = kept.mean(0)
+    else:
+        nn.init.normal_(added, std=parameter.shape[1] ** -0.5)
+    return nn.Parameter(torch.cat([kept, added]), requires_grad=parameter.requires_grad)
+
+
+def _tied_factors(model: nn.Module, keys: dict[str, str]) -> dict[str, str]:
+    """Tied weight names (tied: kept) in which a dense weight of a factorised module became its two factors."""
+    modules = dict(model.named_modules(remove_duplicate=False))
+    factors = {}
+    for tied, kept in keys.items():
+        owner, _, name = tied.rpartition(".")
+        if name == "weight" and isinstance(modules.get(owner), (FactorizedEmbedding, FactorizedHead)):
+            for factor in ("coordinates", "basis"):
+                factors[f"{owner}.{factor}"] = f"{kept.removesuffix('.weight')}.{factor}"
+        else:
+            factors[tied] = kept
+    return factors
+
+
+def _class_names(mapping: dict) -> set[str]:
+    return {name for names in mapping.values() for name in ([names] if isinstance(names, str) else names)}
+
+
+_ALIGNED = _class_names(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES) | _class_names(
+    modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
+)
+_SHIFTED = _class_names(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def language_model_forward(stock: type[nn.Module]):
+    """A forward for the language model class ``stock`` that computes the loss without logits; None for other classes.
+
+    The stock forward runs without labels while the head hands its input on; the loss is that of
+    ``ofa_fast.ops.factorized_cross_entropy``. It is the stock loss, also divided by ``num_items_in_batch`` when given,
+    and with labels shifted by one for causal models. The output's ``logits`` are None then. A model that scales or caps
+    what its head returns is found out in its first step and keeps the stock loss, which forms logits.
+    """
+    if stock.__name__ not in _ALIGNED | _SHIFTED:
+        return None
+    shifted = stock.__name__ not in _ALIGNED
+    parameters = list(inspect.signature(stock.forward).parameters)[1:]
+
+    @functools.wraps(stock.forward)
+    def forward(self, *args, **kwargs):
+        kwargs.update(zip(parameters, args, strict=False))
+        labels = kwargs.pop("labels", None)
+        if labels is None:
+            return stock.forward(self, **kwargs)
+        if not self._loss_from_hidden:
+            return stock.forward(self, **kwargs, labels=labels)
+        own = {name: kwargs.pop(name, None) for name in ("num_items_in_batch", "shift_labels", "return_dict")}
+        decoder_inputs = {}
+        if self.config.is_encoder_decoder and kwargs.get("decoder_input_ids") is None:
+            decoder_inputs["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(labels)
+        head = self.get_output_embeddings()
+        with head.deferring() as entered:
+            outputs = stock.forward(self, **kwargs | decoder_inputs, return_dict=True)
+        if len(entered) != 1 or outputs.logits is not entered[0]:
+            logger.warning_once(f"{stock.__name__} does more to its logits than its head: the loss is taken from them")
+            self._loss_from_hidden = False
+            return stock.forward(self, **kwargs | own, labels=labels)
+        hidden, outputs.logits = outputs.logits, None
+        num_items, shift_labels = own["num_items_in_batch"], own["shift_labels"]
+        if shifted:
+            labels = nn.functional.pad(labels[..., 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
+        labels = labels.to(hidden.device)
+        if num_items is None:
+            outputs.loss = head.loss(hidden, labels)
+        else:
+            outputs.loss = head.loss(hidden, labels, reduction="sum") / torch.as_tensor(num_items).to(hidden.device)
+        return_dict = self.config.return_dict if own["return_dict"] is None else own["return_dict"]
+        return outputs if return_dict else outputs.to_tuple()
+
+    return forward
