@@ -1,0 +1,76 @@
+"""Neighbours of target subwords among source subwords, and the rows made from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from ofa_fast.ops import topk_similarity
+
+QUERIES_PER_CHUNK = 32_768
+SCREEN_EXTRA = 22
+FULL_ROWS_PER_CHUNK = 64
+
+
+def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int, published: bool = False, progress: bool = False):
+    """The ``k`` keys of largest cosine for each query: scores [Q, k] float64 and indices [Q, k] int64.
+
+    Sorted by (score descending, index ascending), a zero vector having cosine 0 with everything. Where there are fewer
+    than ``k`` keys, the rest is padded with score -inf and index -1. ``published`` ranks float64 inputs on the CPU in
+    float64, and decides ties at the last place as the published script does.
+    """
+    have = min(k, len(keys))
+    scores = torch.full((len(queries), k), -torch.inf, dtype=torch.float64)
+    indices = torch.full((len(queries), k), -1, dtype=torch.int64)
+    if have == 0:
+        return scores, indices
+    search = _search64 if published else topk_similarity
+    with tqdm(total=len(queries), desc="Neighbour search", disable=not progress) as bar:
+        for begin in range(0, len(queries), QUERIES_PER_CHUNK):
+            chunk = slice(begin, begin + QUERIES_PER_CHUNK)
+            found = search(queries[chunk], keys, have)
+            scores[chunk, :have], indices[chunk, :have] = found[0].double().cpu(), found[1].cpu()
+            bar.update(len(found[0]))
+    return scores, indices
+
+
+def _search64(queries: torch.Tensor, keys: torch.Tensor, k: int):
+    """Top k in float64. A float32 screen keeps a few more; rows that it leaves open, and ties, are done in full."""
+    queries, keys = functional.normalize(queries, eps=1e-300), functional.normalize(keys, eps=1e-300)
+    wide = min(k + SCREEN_EXTRA, len(keys))
+    screened, candidates = topk_similarity(queries.float(), keys.float(), wide)
+    candidates = candidates.sort(dim=1).values
+    rescored = torch.cat(
+        [
+            torch.einsum("qd,qcd->qc", some, keys[among])
+            for some, among in zip(queries.split(1024), candidates.split(1024), strict=True)
+        ]
+    )
+    scores, order = rescored.sort(dim=1, descending=True, stable=True)
+    indices = candidates.gather(1, order)
+    if k < len(keys):
+        unsure = scores[:, k - 1] - scores[:, min(k, wide - 1)] < 1e-12
+        if wide < len(keys):
+            unsure |= scores[:, k - 1] - screened[:, -1] < 1e-5
+        for rows in unsure.nonzero().flatten().split(FULL_ROWS_PER_CHUNK):
+            full = queries[rows].numpy() @ keys.numpy().T
+            # Among equals numpy takes some, and the published script with it: the same call finds the same ones.
+            chosen = torch.from_numpy(np.argpartition(full, -k, axis=1)[:, -k:].copy()).sort(dim=1).values
+            values, order = torch.from_numpy(full).gather(1, chosen).sort(dim=1, descending=True, stable=True)
+            scores[rows, :k], indices[rows, :k] = values, chosen.gather(1, order)
+    return scores[:, :k], indices[:, :k]
+
+
+def softmax_weights(scores: torch.Tensor, temperature: float) -> torch.Tensor:
+    """softmax(scores / temperature) over the neighbours, float32; padding has weight 0, as does a row of padding."""
+    return torch.softmax(scores / temperature, dim=1).nan_to_num_(0.0).float()
+
+
+def weighted_rows(table: torch.Tensor, neighbors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """``(weights[:, :, None] * table[neighbors]).sum(1)`` without the [n, k, R] product."""
+    device = table.device
+    return functional.embedding_bag(
+        neighbors.clamp_min(0).to(device), table, per_sample_weights=weights.to(device, table.dtype), mode="sum"
+    )

@@ -1,0 +1,186 @@
+"""Subword vectors: the mean of the vectors of the words in whose tokenisation a subword occurs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tqdm.auto import tqdm
+
+from ofa_fast.initialization import tokenization
+
+WORDS_PER_CHUNK = 16_384
+
+
+@dataclass
+class _Chunk:
+    """Occurrences of subwords in a chunk of W distinct words, sorted by subword, then word."""
+
+    rows: np.ndarray  # rows of the word vectors, those of one distinct word next to each other
+    row_starts: np.ndarray  # [W] where each distinct word's rows begin
+    subwords: np.ndarray  # [S] the distinct subwords, ascending
+    starts: np.ndarray  # [S] where each subword's occurrences begin
+    words: np.ndarray  # [P] the distinct word, 0 <= word < W, of an occurrence
+    counts: np.ndarray  # [P] how often it counts
+
+
+def spellings(word: str) -> tuple[str, ...]:
+    """How a word may stand in text: inside another, after a space, and capitalised after a space.
+
+    Title case, not upper case: Georgian has upper-case letters that no sentence begins with.
+    """
+    word = word.strip("$ ")
+    return word, f" {word}", f" {word[:1].title()}{word[1:]}"
+
+
+def published_spellings(word: str) -> tuple[str, ...]:
+    """The three texts that the published implementation encodes; a ``$`` of the markup becomes a space."""
+    text = word.replace("$", " ")
+    capitalised = text[1:2].upper() + text[2:] if word.startswith("$") else f" {text[:1].upper()}{text[1:]}"
+    return text, f" {text}", capitalised
+
+
+def _published_words(keys: list[str]) -> tuple[list[str], list[str]]:
+    """Language and word of each key: English where the key has no ``xyz:`` in front."""
+    languages, words = [], []
+    for key in keys:
+        prefixed = len(key) > 4 and key[3] == ":"
+        if prefixed and key.count(":") != 1:
+            raise ValueError(f"word_vectors: the key {key!r} has a second colon, which parity=True cannot take")
+        languages.append(key[:3] if prefixed else "eng")
+        words.append(key[4:] if prefixed else key)
+    return languages, words
+
+
+def _checked(word_vectors) -> np.ndarray:
+    vectors = word_vectors.vectors
+    if vectors.ndim != 2 or vectors.shape[0] != len(word_vectors.words) or vectors.shape[1] == 0:
+        raise ValueError(
+            f"word_vectors.vectors must be [{len(word_vectors.words)}, d], one row a word, got {list(vectors.shape)}"
+        )
+    languages = word_vectors.languages
+    if languages is not None and len(languages) != len(word_vectors.words):
+        raise ValueError(
+            f"word_vectors.languages must hold a code for each of {len(word_vectors.words)} words, got {len(languages)}"
+        )
+    return vectors
+
+
+def _occurrences(
+    tokenizer, word_vectors, languages: set[str] | None, parity: bool, progress: bool, name: str
+) -> Iterator[_Chunk]:
+    words, of = word_vectors.words, word_vectors.languages
+    if parity:
+        of, words = _published_words(list(word_vectors.keys))
+    wanted = range(len(words))
+    if languages is not None:
+        if of is None:
+            raise ValueError("word_vectors has no languages, so none can be selected")
+        wanted = [i for i in wanted if of[i] in languages]
+        if not wanted:
+            raise ValueError(f"no word of word_vectors is of the languages {', '.join(sorted(languages))}")
+    # The same word in several languages is encoded once and enters with the sum of its vectors.
+    index: dict[str, int] = {}
+    distinct = np.fromiter((index.setdefault(words[i], len(index)) for i in wanted), np.int64, count=len(wanted))
+    order = np.argsort(distinct, kind="stable")
+    rows = np.asarray(wanted, dtype=np.int64)[order]
+    row_starts = np.searchsorted(distinct[order], np.arange(len(index) + 1))
+    texts_of = published_spellings if parity else spellings
+    index = list(index)
+    tokenization.warn_if_slow(tokenizer, 3 * len(index))
+    with tokenization.whole_texts(tokenizer), tqdm(total=len(index), desc=name, disable=not progress) as bar:
+        for begin in range(0, len(index), WORDS_PER_CHUNK):
+            end = min(begin + WORDS_PER_CHUNK, len(index))
+            yield _chunk(tokenizer, index[begin:end], texts_of, parity, rows, row_starts[begin : end + 1])
+            bar.update(end - begin)
+
+
+def _chunk(tokenizer, words, texts_of, parity, rows, row_starts) -> _Chunk:
+    texts: dict[str, int] = {}
+    text_of = np.array([texts.setdefault(text, len(texts)) for word in words for text in texts_of(word)])
+    word_of = np.repeat(np.arange(len(words)), len(text_of) // len(words))
+    ids, offsets = tokenization.encode(tokenizer, list(texts))
+    # Every (text, subword) once, then spread over the words that have the text.
+    base = int(ids.max(initial=0)) + 1
+    pairs = np.unique(np.repeat(np.arange(len(texts)), np.diff(offsets)) * base + ids)
+    ids, starts = pairs % base, np.searchsorted(pairs, np.arange(len(texts) + 1) * base)
+    lengths = np.diff(starts)[text_of]
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    ids = ids[np.repeat(starts[text_of], lengths) + within]
+    pairs, counts = np.unique(ids * len(words) + np.repeat(word_of, lengths), return_counts=True)
+    subwords, starts = np.unique(pairs // len(words), return_index=True)
+    return _Chunk(
+        rows[row_starts[0] : row_starts[-1]],
+        row_starts[:-1] - row_starts[0],
+        subwords,
+        starts,
+        pairs % len(words),
+        counts if parity else np.ones_like(counts),
+    )
+
+
+def covered_subwords(tokenizer, word_vectors, *, languages=None, parity=False, progress=False) -> np.ndarray:
+    """Which subwords occur in a word of ``word_vectors``: [V] bool, from tokenisation alone."""
+    _checked(word_vectors)
+    covered = np.zeros(len(tokenization.tokens_by_id(tokenizer)), dtype=bool)
+    for chunk in _occurrences(tokenizer, word_vectors, languages, parity, progress, "Tokenising words"):
+        covered[chunk.subwords] = True
+    if not parity:
+        covered[list(tokenization.special_ids(tokenizer))] = False
+    return covered
+
+
+def subword_vectors(
+    tokenizer, word_vectors, *, languages=None, parity=False, progress=False, name="Subword vectors"
+) -> np.ndarray:
+    """The vector of every subword s: the mean of the vectors of the words that contain it.
+
+    ``vector[s] = sum(n[s, w] * word_vectors.vectors[w] for w) / sum(n[s, w] for w)``, where n[s, w] is 1 if s occurs in
+    the tokenisation of a spelling of w (as it stands, after a space, capitalised after a space), else 0. A subword of
+    no word, and every special token, has the zero vector.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer; a Rust one is about six times as fast as a Python one.
+        word_vectors: ``WordVectors`` of W words, d dimensions.
+        languages: count only words of these ISO 639-3 codes.
+        parity: as published: n[s, w] counts the spellings (0 to 3), the ``$`` of the markup is encoded as a space,
+            and the unknown token takes part.
+        progress: show a progress bar.
+
+    Returns:
+        [V, d], V the largest id + 1: float32, float64 with ``parity``; summed in float64 either way, deterministic.
+
+    Raises:
+        ValueError: an empty vocabulary; vectors that do not fit the words or are not finite.
+
+    Peak extra memory: 8 V d bytes for the sums, and 16,384 words with their encodings (about 150 MB).
+
+    Source: Liu et al. 2024 (arXiv 2311.08849), section 3.2.
+    """
+    vectors = _checked(word_vectors)
+    size, dim = len(tokenization.tokens_by_id(tokenizer)), vectors.shape[1]
+    sums, totals = np.zeros((size, dim)), np.zeros(size)
+    for chunk in _occurrences(tokenizer, word_vectors, languages, parity, progress, name):
+        values = np.asarray(vectors[chunk.rows], dtype=np.float64)
+        finite = np.isfinite(values).all(axis=1)
+        if not finite.all():
+            row = int(chunk.rows[np.argmin(finite)])
+            raise ValueError(f"word_vectors.vectors must be finite, but row {row} ({word_vectors.words[row]!r}) is not")
+        sizes = np.diff(chunk.row_starts, append=len(chunk.rows))
+        if len(chunk.row_starts) < len(chunk.rows):
+            values = np.add.reduceat(values, chunk.row_starts)
+        sums[chunk.subwords] += functional.embedding_bag(
+            torch.from_numpy(chunk.words),
+            torch.from_numpy(values),
+            torch.from_numpy(chunk.starts),
+            per_sample_weights=torch.from_numpy(chunk.counts.astype(np.float64)),
+            mode="sum",
+        ).numpy()
+        totals[chunk.subwords] += np.add.reduceat(chunk.counts * sizes[chunk.words], chunk.starts)
+    if not parity:
+        sums[list(tokenization.special_ids(tokenizer))] = 0.0
+    sums /= np.maximum(totals, 1)[:, None]
+    return sums if parity else sums.astype(np.float32)

@@ -1,0 +1,88 @@
+"""What the recipe asks of a Hugging Face tokenizer: its rows, the ids of many texts at once, its special tokens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+
+import numpy as np
+
+
+def tokens_by_id(tokenizer, name: str = "tokenizer") -> list[str | None]:
+    """The token of every id up to the largest one; None where ids have a gap.
+
+    Raises:
+        ValueError: the vocabulary is empty.
+    """
+    vocabulary = tokenizer.get_vocab()
+    if not vocabulary:
+        raise ValueError(f"{name} has an empty vocabulary: it needs at least one token")
+    tokens: list[str | None] = [None] * (max(vocabulary.values()) + 1)
+    for token, index in vocabulary.items():
+        tokens[index] = token
+    return tokens
+
+
+def special_ids(tokenizer) -> set[int]:
+    return {index for index in tokenizer.all_special_ids if index is not None}
+
+
+def is_rust(tokenizer) -> bool:
+    return bool(getattr(tokenizer, "is_fast", False)) and hasattr(tokenizer, "backend_tokenizer")
+
+
+@contextmanager
+def whole_texts(tokenizer) -> Iterator[None]:
+    """Inside the block the Rust tokenizer neither truncates nor pads; a tokenizer.json may ask for both."""
+    if not is_rust(tokenizer):
+        yield
+        return
+    backend = tokenizer.backend_tokenizer
+    truncation, padding = backend.truncation, backend.padding
+    backend.no_truncation()
+    backend.no_padding()
+    try:
+        yield
+    finally:
+        if truncation is not None:
+            backend.enable_truncation(**truncation)
+        if padding is not None:
+            backend.enable_padding(**padding)
+
+
+def encode(tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    """Ids of ``texts`` without special tokens: all ids in a row, int64, and [len(texts) + 1] offsets into them.
+
+    A Rust tokenizer takes the whole batch on all its threads; call inside ``whole_texts``.
+    """
+    if is_rust(tokenizer):
+        encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        ids = [encoding.ids for encoding in encodings]
+    else:
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    offsets = np.zeros(len(ids) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)), out=offsets[1:])
+    return np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=offsets[-1]), offsets
+
+
+def warn_if_slow(tokenizer, texts: int) -> None:
+    if not is_rust(tokenizer) and texts > 10_000:
+        warnings.warn(
+            f"{type(tokenizer).__name__} is a Python tokenizer: {texts:,} texts will take minutes; "
+            "one with a tokenizer.json takes seconds",
+            stacklevel=4,
+        )
+
+
+def sha256(tokenizer) -> str:
+    """Of tokenizer.json, truncation and padding left out; of the vocabulary where a Python tokenizer has none."""
+    if is_rust(tokenizer):
+        with whole_texts(tokenizer):
+            text = tokenizer.backend_tokenizer.to_str()
+    else:
+        text = json.dumps([tokenizer.get_vocab(), sorted(special_ids(tokenizer))], sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,0 +1,181 @@
+"""Which source token each target token copies."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ofa_fast.initialization import match_vocabularies
+from ofa_fast.initialization.matching import standard_texts, vocabulary_kind
+
+FILLER = {"##": [f"##filler{i}" for i in range(120)], "▁": [f"▁filler{i}" for i in range(120)], "": []}
+
+
+def tokenizer_of(tokens: list[str], filler: str = "", added=(), **special) -> PreTrainedTokenizerFast:
+    """A tokenizer with these tokens at ids 0, 1, ..., then enough fillers for its kind to be known."""
+    vocabulary = {token: i for i, token in enumerate([*tokens, *FILLER[filler]])}
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=tokens[0]))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    result = PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
+    result.add_tokens(list(added))
+    return result
+
+
+def matched(source, target, parity=False) -> dict[str, str]:
+    names = {index: token for token, index in source.get_vocab().items()}
+    sources = match_vocabularies(source, target, parity)
+    return {token: names[sources[index]] for token, index in target.get_vocab().items() if sources[index] >= 0}
+
+
+@pytest.mark.parametrize(
+    ("tokens", "kind"),
+    [
+        (["<s>", "▁the", "▁a", "##b"], "metaspace"),
+        (["[CLS]", "the", "##the", "##a", "▁"], "wordpiece"),
+        (["Ġthe", "the", "Ġ"], "byte-level"),
+        (["a", "b", None], "plain"),
+    ],
+)
+def test_vocabulary_kind(tokens, kind):
+    assert vocabulary_kind(tokens) == kind
+
+
+@pytest.mark.parametrize(
+    ("tokens", "texts"),
+    [
+        (["▁the", "the", "▁New▁York", "<0x41>", "<0xE2>"], [" the", "the", " New York", b"A", b"\xe2"]),
+        (["the", "##the", "##", "é"], [" the", "the", "", " é"]),
+        (["Ġthe", "the", "Ã©", "â", "Ċ"], [" the", "the", "é", b"\xe2", "\n"]),
+        (["the", "é"], ["the", "é"]),
+    ],
+)
+def test_standard_texts(tokens, texts):
+    assert standard_texts(tokenizer_of(tokens)) == texts
+
+
+def test_kinds_of_trained_tokenizers(tokenizers):
+    kinds = {name: vocabulary_kind(list(tokenizer.get_vocab())) for name, tokenizer in tokenizers.items()}
+    assert kinds == {
+        "wordpiece": "wordpiece",
+        "cased wordpiece": "wordpiece",
+        "metaspace": "metaspace",
+        "byte-level": "byte-level",
+    }
+
+
+def test_every_token_matches_itself(tokenizers):
+    for tokenizer in tokenizers.values():
+        assert match_vocabularies(tokenizer, tokenizer).tolist() == list(range(len(tokenizer)))
+
+
+def test_a_word_start_matches_across_kinds(tokenizers):
+    pairs = matched(tokenizers["byte-level"], tokenizers["metaspace"])
+    assert pairs["▁the"] == "Ġthe"
+    pairs = matched(tokenizers["wordpiece"], tokenizers["byte-level"])
+    assert pairs["ĠGod"] == "god"
+    assert all(
+        source.startswith("##") != target.startswith("Ġ")
+        for target, source in pairs.items()
+        if target != "<|endoftext|>"
+    )
+
+
+def test_exact_case_comes_first_then_lower_case_then_lowest_id():
+    source = tokenizer_of(["[UNK]", "APPLE", "apple", "Apple", "PEAR", "Pear"], "##", unk_token="[UNK]")
+    target = tokenizer_of(["<unk>", "▁Apple", "▁aPPle", "▁pear"], "▁", unk_token="<unk>")
+    assert matched(source, target) == {"<unk>": "[UNK]", "▁Apple": "Apple", "▁aPPle": "apple", "▁pear": "PEAR"}
+
+
+def test_published_case_match_takes_the_last_in_sorted_order():
+    source = tokenizer_of(["[UNK]", "APPLE", "Apple", "PEAR"], "##", unk_token="[UNK]")
+    target = tokenizer_of(["<unk>", "▁aPPle", "▁pear"], "▁", unk_token="<unk>")
+    assert matched(source, target, parity=True) == {"▁aPPle": "Apple", "▁pear": "PEAR"}
+
+
+def test_source_id_zero_is_lost_only_in_parity_and_only_in_another_case():
+    source = tokenizer_of(["Water", "fire"], "##")
+    target = tokenizer_of(["▁fire", "▁water"], "▁")
+    assert matched(source, target) == {"▁water": "Water", "▁fire": "fire"}
+    assert matched(source, target, parity=True) == {"▁fire": "fire"}
+    exact = tokenizer_of(["▁fire", "▁Water"], "▁")
+    assert matched(source, exact, parity=True) == {"▁Water": "Water", "▁fire": "fire"}
+
+
+def test_tokens_with_one_standard_text_collapse_only_in_parity():
+    # Both metaspace tokens read " a b".
+    source = tokenizer_of(["x", "a b"], "##")
+    target = tokenizer_of(["y", "▁a▁b", "▁a b"], "▁")
+    assert matched(source, target) == {"▁a▁b": "a b", "▁a b": "a b"}
+    assert matched(source, target, parity=True) == {"▁a b": "a b"}
+
+
+def test_special_tokens_match_by_role():
+    source = tokenizer_of(
+        ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "word"],
+        "##",
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+    target = tokenizer_of(
+        ["<s>", "<pad>", "</s>", "<unk>", "▁word", "[MASK]", "<mask>"],
+        "▁",
+        bos_token="<s>",
+        eos_token="</s>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        mask_token="<mask>",
+    )
+    # The target's "[MASK]" is an ordinary token that begins no word: it reads "[MASK]", not as the source's mask.
+    assert matched(source, target) == {
+        "<s>": "[CLS]",
+        "<pad>": "[PAD]",
+        "</s>": "[SEP]",
+        "<unk>": "[UNK]",
+        "<mask>": "[MASK]",
+        "▁word": "word",
+    }
+
+
+def test_one_special_token_in_several_roles(tokenizers):
+    pairs = matched(tokenizers["metaspace"], tokenizers["byte-level"])
+    assert pairs["<|endoftext|>"] == "<s>"
+    pairs = matched(tokenizers["byte-level"], tokenizers["metaspace"])
+    assert {pairs[token] for token in ("<s>", "</s>", "<unk>")} == {"<|endoftext|>"}
+    assert "<mask>" not in pairs
+
+
+def test_other_special_tokens_match_by_text_among_special_tokens():
+    source = tokenizer_of(["[UNK]", "<turn>", "<tool>"], unk_token="[UNK]", additional_special_tokens=["<turn>"])
+    target = tokenizer_of(
+        ["<unk>", "<tool>", "<turn>"], unk_token="<unk>", additional_special_tokens=["<turn>", "<tool>"]
+    )
+    assert matched(source, target) == {"<unk>": "[UNK]", "<turn>": "<turn>"}
+
+
+def test_byte_fallback_tokens(tokenizers):
+    target = tokenizer_of(["<unk>", "<0x41>", "<0xE2>", "▁a"], "▁", unk_token="<unk>")
+    pairs = matched(tokenizers["byte-level"], target)
+    assert (pairs["<0x41>"], pairs["<0xE2>"]) == ("A", "â")
+    with_both = tokenizer_of(["A", "<0x41>"], "▁")
+    assert matched(with_both, target)["<0x41>"] == "<0x41>"
+
+
+def test_added_tokens_are_read_as_they_are_written(tokenizers):
+    source = tokenizer_of(["Ġthe", "a"], added=[AddedToken("é", normalized=False)])
+    assert standard_texts(source) == [" the", "a", "é"]
+
+
+def test_gaps_match_nothing():
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "water": 4}, unk_token="[UNK]"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    assert match_vocabularies(tokenizer, tokenizer).tolist() == [0, -1, -1, -1, 4]
+
+
+def test_an_empty_vocabulary_is_an_error(tokenizers):
+    empty = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({})))
+    with pytest.raises(ValueError, match="target_tokenizer has an empty vocabulary"):
+        match_vocabularies(tokenizers["wordpiece"], empty)

@@ -1,0 +1,140 @@
+"""``parity=True`` against the published semantics, told again in plain loops."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ofa_fast.initialization import initialize
+from ofa_fast.initialization import neighbors as search
+from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
+
+DIM, K, T, SEED = 24, 10, 0.1, 114514
+
+
+def published_subword_vectors(tokenizer, word_vectors) -> np.ndarray:
+    members: list[list[int]] = [[] for _ in range(len(tokenizer))]
+    for i, key in enumerate(word_vectors.keys):
+        word = key[4:] if len(key) > 4 and key[3] == ":" else key
+        spaced = word.replace("$", " ")
+        if word.startswith("$"):
+            third = spaced[1].upper() + spaced[2:]
+        else:
+            third = " " + spaced[0].upper() + spaced[1:]
+        for text in (spaced, " " + spaced, third):
+            for subword in set(tokenizer.encode(text, add_special_tokens=False)):
+                members[subword].append(i)
+    out = np.zeros((len(tokenizer), word_vectors.vectors.shape[1]))
+    for subword, rows in enumerate(members):
+        if rows:
+            out[subword] = sum(word_vectors.vectors[i].astype(np.float64) for i in rows) / len(rows)
+    return out
+
+
+def published_text(tokenizer, vocabulary: dict[str, int], index: int) -> str:
+    if sum(token[0] == "▁" for token in vocabulary) > 100:
+        return tokenizer.convert_ids_to_tokens(index).replace("▁", " ")
+    text = tokenizer.decode(index)
+    if sum(token[:2] == "##" for token in vocabulary) > 100:
+        return text[2:] if text[:2] == "##" else " " + text
+    return text
+
+
+def published_matches(source, target) -> dict[int, int]:
+    source_ids, target_ids = {}, {}
+    for tokenizer, ids in ((source, source_ids), (target, target_ids)):
+        vocabulary = tokenizer.get_vocab()
+        for index in range(len(tokenizer)):
+            ids[published_text(tokenizer, vocabulary, index)] = index
+    in_lower_case = {}
+    for text in sorted(source_ids):
+        in_lower_case[text.lower()] = source_ids[text]
+    matches = {}
+    for text, index in target_ids.items():
+        if text in source_ids:
+            matches[index] = source_ids[text]
+        elif in_lower_case.get(text.lower(), 0) != 0:
+            matches[index] = in_lower_case[text.lower()]
+    return matches
+
+
+def unit(vector: np.ndarray) -> np.ndarray:
+    length = np.sqrt((vector * vector).sum())
+    return vector / length if length > 0 else vector
+
+
+def published_table(table, source, target, word_vectors):
+    """Origins, the dense table, and which rows have a tie at the last neighbour: those are unspecified."""
+    source_vectors = published_subword_vectors(source, word_vectors)
+    target_vectors = published_subword_vectors(target, word_vectors)
+    matches = published_matches(source, target)
+    source_units = np.stack([unit(vector) for vector in source_vectors])
+    draws = np.random.RandomState(SEED).normal(table.mean(0), table.std(0), (len(target), table.shape[1]))
+    origins, tied = np.full(len(target), RANDOM), np.zeros(len(target), dtype=bool)
+    out = np.zeros((len(target), table.shape[1]))
+    for index in range(len(target)):
+        if index in matches:
+            origins[index], out[index] = COPIED, table[matches[index]]
+        elif not target_vectors[index].any():
+            out[index] = draws[index]
+        else:
+            scores = source_units @ unit(target_vectors[index])
+            order = np.argsort(-scores, kind="stable")
+            tied[index] = scores[order[K - 1]] - scores[order[K]] < 1e-12
+            exponentials = np.exp(scores[order[:K]] / T)
+            origins[index] = SIMILAR
+            for weight, neighbor in zip(exponentials / exponentials.sum(), order[:K], strict=True):
+                out[index] += weight * table[neighbor]
+    return origins, out, tied
+
+
+@pytest.fixture(scope="module")
+def table(tokenizers) -> np.ndarray:
+    scale = np.linspace(1.5, 0.2, DIM)
+    values = np.random.default_rng(3).standard_normal((len(tokenizers["wordpiece"]), DIM)) * scale + 0.1
+    return values.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["metaspace", "byte-level", "cased wordpiece"])
+def test_equal_to_the_published_semantics(tokenizers, word_vectors, table, kind):
+    source, target = tokenizers["wordpiece"], tokenizers[kind]
+    full, low = initialize(table, source, target, word_vectors, rank=[None, 12], parity=True)
+    origins, expected, tied = published_table(table, source, target, word_vectors)
+    assert full.origin.tolist() == low.origin.tolist() == origins.tolist()
+    assert np.unique(origins).tolist() == [COPIED, SIMILAR, RANDOM]
+    assert tied.mean() < 0.1
+    np.testing.assert_allclose(full.coordinates.numpy()[~tied], expected[~tied], rtol=1e-5, atol=1e-6)
+
+    directions = np.linalg.svd(table.astype(np.float64), full_matrices=False)[2][:12]
+    projection = directions.T @ directions
+    kept = ~tied & (origins != RANDOM)
+    product = (low.coordinates @ low.basis).numpy()[kept]
+    errors = np.linalg.norm(product - expected[kept] @ projection, axis=1)
+    assert (errors / np.linalg.norm(expected[kept] @ projection, axis=1)).max() < 1e-4
+
+
+def test_parity_draws_random_rows_from_the_factorised_rows(tokenizers, word_vectors, table):
+    result = initialize(table, tokenizers["wordpiece"], tokenizers["metaspace"], word_vectors, rank=12, parity=True)
+    rows = result.source_coordinates.numpy()
+    draws = np.random.RandomState(SEED).normal(rows.mean(0), rows.std(0), (len(result.origin), 12))
+    drawn = (result.origin == RANDOM).numpy()
+    np.testing.assert_array_equal(result.coordinates.numpy()[drawn], draws[drawn].astype(np.float32))
+
+
+@pytest.mark.parametrize("extra", [0, 22])
+def test_float64_search_decides_what_float32_cannot(monkeypatch, extra):
+    """Keys that differ by less than float32 can tell, with and without a screen that keeps more than it needs."""
+    monkeypatch.setattr(search, "SCREEN_EXTRA", extra)
+    generator = torch.Generator().manual_seed(0)
+    keys = torch.randn(1, 16, generator=generator, dtype=torch.float64).repeat(200, 1)
+    keys += 1e-9 * torch.randn(200, 16, generator=generator, dtype=torch.float64)
+    keys = torch.cat([keys, torch.zeros(3, 16, dtype=torch.float64), torch.randn(50, 16, generator=generator).double()])
+    queries = torch.randn(40, 16, generator=generator, dtype=torch.float64)
+    scores, indices = search.nearest(queries, keys, 5, published=True)
+    normal = torch.nn.functional.normalize
+    expected = (normal(queries) @ normal(keys).T).sort(dim=1, descending=True, stable=True)
+    torch.testing.assert_close(scores, expected.values[:, :5], atol=1e-14, rtol=0)
+    distinct = (expected.values[:, :5] - expected.values[:, 1:6] > 1e-14).all(1)
+    assert distinct.any()
+    assert torch.equal(indices[distinct], expected.indices[distinct, :5])

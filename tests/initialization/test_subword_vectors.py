@@ -1,0 +1,151 @@
+"""Subword vectors against plain loops over words."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from ofa_fast.initialization import WordVectors, subword_vectors
+from ofa_fast.initialization.subwords import covered_subwords, published_spellings, spellings
+
+KINDS = ("wordpiece", "cased wordpiece", "metaspace", "byte-level")
+
+
+def plain_loops(tokenizer, word_vectors, texts_of, words, once: bool) -> np.ndarray:
+    lists: dict[int, list[int]] = {}
+    for i, word in enumerate(words):
+        found = [set(tokenizer.encode(text, add_special_tokens=False)) for text in texts_of(word)]
+        for subwords in [set().union(*found)] if once else found:
+            for subword in subwords:
+                lists.setdefault(subword, []).append(i)
+    out = np.zeros((len(tokenizer), word_vectors.vectors.shape[1]))
+    for subword, members in lists.items():
+        out[subword] = np.mean([word_vectors.vectors[i].astype(np.float64) for i in members], axis=0)
+    return out
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_default_counts_a_word_once_a_subword(tokenizers, word_vectors, kind):
+    tokenizer = tokenizers[kind]
+    expected = plain_loops(tokenizer, word_vectors, spellings, word_vectors.words, once=True)
+    expected[tokenizer.all_special_ids] = 0
+    actual = subword_vectors(tokenizer, word_vectors)
+    assert actual.dtype == np.float32
+    np.testing.assert_allclose(actual, expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_parity_counts_every_spelling(tokenizers, word_vectors, kind):
+    tokenizer = tokenizers[kind]
+    marked = [f"${word}$" for word in word_vectors.words]
+    expected = plain_loops(tokenizer, word_vectors, published_spellings, marked, once=False)
+    actual = subword_vectors(tokenizer, word_vectors, parity=True)
+    assert actual.dtype == np.float64
+    np.testing.assert_allclose(actual, expected, rtol=1e-12, atol=1e-15)
+
+
+def test_chunks_do_not_change_the_mean(tokenizers, word_vectors, monkeypatch):
+    whole = subword_vectors(tokenizers["metaspace"], word_vectors, parity=True)
+    monkeypatch.setattr("ofa_fast.initialization.subwords.WORDS_PER_CHUNK", 77)
+    np.testing.assert_allclose(
+        subword_vectors(tokenizers["metaspace"], word_vectors, parity=True), whole, rtol=1e-12, atol=1e-15
+    )
+
+
+def test_same_word_in_two_languages_counts_twice(tokenizers):
+    tokenizer = tokenizers["wordpiece"]
+    vectors = np.array([[1.0, 0.0], [0.0, 3.0]], dtype=np.float16)
+    both = subword_vectors(tokenizer, WordVectors(["water", "water"], vectors, ["eng", "deu"]))
+    rows = both[both.any(1)]
+    np.testing.assert_allclose(rows, np.tile([0.5, 1.5], (len(rows), 1)))
+
+
+def test_languages_are_selected(tokenizers, word_vectors):
+    only = subword_vectors(tokenizers["metaspace"], word_vectors, languages={"deu"})
+    rows = [i for i, code in enumerate(word_vectors.languages) if code == "deu"]
+    german = WordVectors([word_vectors.words[i] for i in rows], word_vectors.vectors[rows], ["deu"] * len(rows))
+    np.testing.assert_array_equal(only, subword_vectors(tokenizers["metaspace"], german))
+
+
+def test_truncation_and_padding_of_the_tokenizer_are_set_aside_and_restored(tokenizers, word_vectors):
+    tokenizer = tokenizers["wordpiece"]
+    expected = subword_vectors(tokenizer, word_vectors)
+    backend = tokenizer.backend_tokenizer
+    backend.enable_truncation(max_length=1)
+    backend.enable_padding(length=8)
+    try:
+        np.testing.assert_array_equal(subword_vectors(tokenizer, word_vectors), expected)
+        assert backend.truncation["max_length"] == 1
+        assert backend.padding["length"] == 8
+    finally:
+        backend.no_truncation()
+        backend.no_padding()
+
+
+def test_covered_subwords_are_those_with_a_vector(tokenizers, word_vectors):
+    for tokenizer in tokenizers.values():
+        covered = covered_subwords(tokenizer, word_vectors)
+        np.testing.assert_array_equal(covered, subword_vectors(tokenizer, word_vectors).any(1))
+
+
+def test_empty_words(tokenizers):
+    tokenizer = tokenizers["metaspace"]
+    blank = WordVectors(["", "$"], np.ones((2, 3), dtype=np.float32), None)
+    for parity in (False, True):
+        assert subword_vectors(tokenizer, blank, parity=parity).shape == (len(tokenizer), 3)
+
+
+def test_python_tokenizer_gives_the_same_vectors(tokenizers, word_vectors):
+    rust = tokenizers["wordpiece"]
+
+    class Python:
+        """What the recipe may ask of a tokenizer without a Rust backend."""
+
+        is_fast = False
+        all_special_ids = rust.all_special_ids
+
+        def get_vocab(self):
+            return rust.get_vocab()
+
+        def __call__(self, texts, add_special_tokens):
+            return rust(texts, add_special_tokens=add_special_tokens)
+
+    np.testing.assert_array_equal(subword_vectors(Python(), word_vectors), subword_vectors(rust, word_vectors))
+
+
+def test_ids_with_gaps_have_zero_rows():
+    model = models.WordLevel({"[UNK]": 0, "water": 5, "fire": 9}, unk_token="[UNK]")
+    tokenizer = Tokenizer(model)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
+    vectors = subword_vectors(tokenizer, WordVectors(["fire"], np.ones((1, 2), dtype=np.float32), None))
+    assert vectors.shape == (10, 2)
+    assert vectors.any(1).nonzero()[0].tolist() == [9]
+
+
+@pytest.mark.parametrize(
+    ("word", "texts"),
+    [
+        ("wasser", ("wasser", " wasser", " Wasser")),
+        ("$wasser$", ("wasser", " wasser", " Wasser")),
+        ("ǆep", ("ǆep", " ǆep", " ǅep")),
+        ("წყალი", ("წყალი", " წყალი", " წყალი")),
+    ],
+)
+def test_spellings(word, texts):
+    assert spellings(word) == texts
+
+
+@pytest.mark.parametrize(
+    ("word", "texts"),
+    [
+        ("wasser", ("wasser", " wasser", " Wasser")),
+        ("$wasser$", (" wasser ", "  wasser ", "Wasser ")),
+        ("$was", (" was", "  was", "Was")),
+        ("ser$", ("ser ", " ser ", " Ser ")),
+    ],
+)
+def test_published_spellings(word, texts):
+    assert published_spellings(word) == texts
