@@ -5,6 +5,8 @@
 #include "factorized_embedding/factorized_embedding.h"
 #include "isa.h"
 #include "tensor.h"
+#include "topk_similarity/topk_similarity.h"
+#include "truncated_svd/truncated_svd.h"
 
 namespace py = pybind11;
 
@@ -50,6 +52,9 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("best_isa", [] { return ofa::isa_names[static_cast<int>(ofa::best_isa())]; });
   module.def("set_isa", &ofa::set_isa, py::arg("name"));
 
+  module.def("topk_similarity_workspace", &ofa::topk_similarity::workspace);
+  module.def("topk_similarity", &ofa::topk_similarity::forward, release());
+
   module.def("factorized_embedding_forward_workspace", &ofa::factorized_embedding::forward_workspace);
   module.def("factorized_embedding_backward_workspace", &ofa::factorized_embedding::backward_workspace);
   module.def("factorized_embedding_forward", &ofa::factorized_embedding::forward, release());
@@ -59,4 +64,7 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("factorized_cross_entropy_backward_workspace", &ofa::factorized_cross_entropy::backward_workspace);
   module.def("factorized_cross_entropy_forward", &ofa::factorized_cross_entropy::forward, release());
   module.def("factorized_cross_entropy_backward", &ofa::factorized_cross_entropy::backward, release());
+
+  module.def("truncated_svd_gram_workspace", &ofa::truncated_svd::gram_workspace);
+  module.def("truncated_svd_gram", &ofa::truncated_svd::gram, release());
 }

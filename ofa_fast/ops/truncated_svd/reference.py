@@ -6,9 +6,15 @@ import torch
 
 
 def truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The leading ``rank`` triples; each sign makes the entry of largest magnitude in its row of Vh positive."""
+    """The leading ``rank`` triples; float16 and bfloat16 are computed and returned in float32."""
+    if matrix.dtype in (torch.float16, torch.bfloat16):
+        matrix = matrix.float()
     u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
-    u, s, vh = u[:, :rank], s[:rank], vh[:rank]
-    largest = vh.abs().argmax(dim=1, keepdim=True)
-    sign = torch.where(vh.gather(1, largest) < 0, -1.0, 1.0).to(vh.dtype)
-    return u * sign.T, s, vh * sign
+    sign = signs(vh[:rank])
+    return u[:, :rank] * sign.T, s[:rank], vh[:rank] * sign
+
+
+def signs(vh: torch.Tensor) -> torch.Tensor:
+    """[R, 1] of +-1 that make the entry of largest magnitude (the first of equals) of every row of Vh positive."""
+    largest = vh.detach().abs().argmax(dim=1, keepdim=True)
+    return torch.where(vh.detach().gather(1, largest) < 0, -1.0, 1.0).to(vh.dtype)
