@@ -105,9 +105,9 @@ def truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
 
     On the CPU: half of the Gram matrix, in float32 panels summed in float64, its eigenvectors, and one product. The
     residual is within 1e-6 relative of the optimum; U is orthonormal to 1e-5, which is checked. A matrix whose spectrum
-    is too steep for that (S_1 / S_R above some 100) is decomposed by QR in float64. Peak extra memory beyond the results:
-    where n >= d, 24 d² bytes and 2,048 d floats, by QR 8,192 rows in float64; where n < d a transposed copy as well.
-    The backward pass works in float64 and takes 32 n d bytes.
+    is too steep for that (S_1 / S_R above some 100) is decomposed by QR in float64. Peak extra memory beyond the
+    results: where n >= d, 24 d² bytes and 2,048 d floats, by QR 8,192 rows in float64; where n < d a transposed copy
+    as well. The backward pass works in float64 and takes 32 n d bytes.
 
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.1 uses U as coordinates and diag(S) Vh as basis.
     """

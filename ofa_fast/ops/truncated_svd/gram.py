@@ -1,0 +1,68 @@
+"""The truncated SVD of a tall matrix through its Gram matrix, and through QR where that is not accurate enough.
+
+A [n, d] with n >= d: AᵀA = V S² Vᵀ costs n d² / 2 multiplications once, and U = A V / S another n d R. The relative
+error of a singular value is about u (S_1 / S_j)² / 2, with u that of the Gram matrix, and U loses orthogonality with
+S_1 / S_R; so the orthogonality of U is measured, and a matrix that fails is decomposed in float64 by QR instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from ofa_fast.ops.truncated_svd.reference import signs
+
+ORTHOGONALITY = 4e-6  # of UᵀU - I, largest entry: with float32's rounding this keeps the promised 1e-5
+PANEL = 8192  # rows that are in float64 at a time
+
+
+def truncated_svd(
+    matrix: torch.Tensor, rank: int, gram: Callable[[torch.Tensor], torch.Tensor]
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """U [n, R], S [R], Vh [R, d] in float32 of a finite [n, d] matrix; ``gram(A)`` is AᵀA [d, d] in float64."""
+    if matrix.shape[0] < matrix.shape[1]:
+        v, s, uh = truncated_svd(matrix.T.contiguous(), rank, gram)
+        sign = signs(v.T)
+        return (uh * sign).T.contiguous(), s, v.T * sign
+    matrix = matrix.contiguous()
+    u, s, v = _by_gram(matrix, rank, gram) or _by_qr(matrix, rank)
+    sign = signs(v.T.float())
+    return u.mul_(sign.T), s.float(), v.T.float() * sign
+
+
+def _by_gram(matrix, rank, gram):
+    largest = matrix.abs().amax() if matrix.numel() else 0.0
+    if not 1e-15 < largest < 1e15:  # products would leave the range of float32; this also catches the zero matrix
+        return None
+    eigenvalues, vectors = torch.linalg.eigh(gram(matrix))
+    s = eigenvalues.flip(0)[:rank].clamp_min(0).sqrt()
+    v = vectors.flip(1)[:, :rank]
+    if s[-1] <= 1e-4 * s[0]:
+        return None
+    u = matrix.float() @ (v / s).float()
+    off = gram(u).sub_(torch.eye(rank, dtype=torch.float64, device=u.device)).abs().amax()
+    return (u, s, v) if off <= ORTHOGONALITY else None
+
+
+def _by_qr(matrix, rank):
+    r = matrix.new_zeros(0, matrix.shape[1], dtype=torch.float64)
+    for panel in matrix.split(max(PANEL, 4 * matrix.shape[1])):
+        r = torch.linalg.qr(torch.cat([r, panel.double()]), mode="r").R
+    _, s, vh = torch.linalg.svd(r, full_matrices=False)
+    s, v = s[:rank], vh[:rank].T
+    # Below this a direction of A is rounding noise: any orthonormal completion is as good a singular vector.
+    kept = int((s > 1e-10 * s[0]).sum()) if s.numel() else 0
+    u = torch.cat([(p.double() @ (v[:, :kept] / s[:kept])).float() for p in matrix.split(PANEL)])
+    return (u if kept == rank else _complete(u, rank)), s, v
+
+
+def _complete(u, rank):
+    """Further orthonormal columns, the same for the same input: QR keeps the given ones up to sign."""
+    n, kept = u.shape
+    generator = torch.Generator().manual_seed(0)
+    filler = torch.randn(n, rank - kept, generator=generator, dtype=torch.float64).to(u.device)
+    basis = u.double()
+    for _ in range(2):
+        filler = filler - basis @ (basis.T @ filler)
+    return torch.cat([u, torch.linalg.qr(filler).Q.float()], dim=1)
