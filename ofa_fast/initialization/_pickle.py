@@ -177,9 +177,10 @@ def read_keyed_vectors(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
     if words is None:
         raise ValueError(f"{path}: gensim KeyedVectors without index_to_key or index2word")
     words = list(words)
-    # gensim 4 leaves a None at the end for every duplicate that it met in a text file.
+    # gensim 4 leaves a None and a row at the end for every duplicate that it met in a text file.
     while words and words[-1] is None:
         words.pop()
+        vectors = vectors[:-1]
     if not all(isinstance(word, str) for word in words):
         raise ValueError(f"{path}: not every key is text")
     return words, vectors

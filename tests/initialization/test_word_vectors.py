@@ -154,7 +154,7 @@ def test_of_equal_words_the_first_stays_as_in_gensim(tmp_path, suffix):
     if suffix != ".npz":
         theirs = KeyedVectors.load_word2vec_format(str(path), binary=suffix == ".bin")
         assert list(theirs.key_to_index) == loaded.words
-        np.testing.assert_array_equal(theirs.vectors, loaded.vectors)
+        np.testing.assert_array_equal(theirs.vectors[:3], loaded.vectors)
         theirs.save(str(tmp_path / "theirs.kv"))
         assert WordVectors.load(tmp_path / "theirs.kv").words == loaded.words
 
@@ -193,11 +193,10 @@ def test_text_as_others_write_it(tmp_path):
     np.testing.assert_array_equal(loaded.vectors, np.array([[0.1, -2e-3], [1, 2], [3, 4]], dtype=np.float32))
 
 
-def test_many_blocks_of_lines_agree_with_gensim(tmp_path):
-    vectors = table(7000, 300)
-    keyed_vectors([f"w{i}" for i in range(7000)], vectors).save_word2vec_format(str(tmp_path / "a.vec"))
-    loaded = WordVectors.load(tmp_path / "a.vec", progress=True)
-    np.testing.assert_array_equal(loaded.vectors, KeyedVectors.load_word2vec_format(str(tmp_path / "a.vec")).vectors)
+def test_lines_of_several_blocks_keep_their_rows(tmp_path):
+    vectors = table(3600, 300)
+    path = write_text(tmp_path / "a.vec", [f"w{i}" for i in range(3600)], vectors)
+    np.testing.assert_array_equal(WordVectors.load(path, progress=True).vectors, vectors)
 
 
 @pytest.mark.parametrize(
