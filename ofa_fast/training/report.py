@@ -1,0 +1,92 @@
+"""What a training run leaves behind to be read: training.json and loss.png."""
+
+from __future__ import annotations
+
+import platform
+import resource
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+import ofa_fast
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel
+
+CURVE_POINTS = 200
+
+
+def text_statistics(sequences: Dataset, labels: list[str]) -> dict[str, dict[str, int]]:
+    """Sequences and tokens of each label; files of one label are added up."""
+    table = sequences.data
+    files = np.asarray(table.column("file"))
+    lengths = np.asarray(table.column("input_ids").combine_chunks().value_lengths())
+    statistics = {label: {"sequences": 0, "tokens": 0} for label in labels}
+    for file, label in enumerate(labels):
+        statistics[label]["sequences"] += int((files == file).sum())
+        statistics[label]["tokens"] += int(lengths[files == file].sum())
+    return statistics
+
+
+def curve(rows: list[dict]) -> list[dict]:
+    """At most ``CURVE_POINTS`` means of consecutive steps; losses.csv has every step."""
+    groups = np.array_split(np.arange(len(rows)), min(CURVE_POINTS, len(rows)))
+    return [
+        {"step": rows[group[-1]]["step"], "loss": float(np.mean([rows[i]["loss"] for i in group]))} for group in groups
+    ]
+
+
+def parameters(model: PreTrainedModel) -> dict[str, int]:
+    table = model.get_input_embeddings()
+    return {
+        "total": sum(p.numel() for p in model.parameters()),
+        "table": sum(p.numel() for p in table.parameters()),
+        "dense_table": table.num_embeddings * table.embedding_dim,
+    }
+
+
+def machine(device: torch.device) -> dict:
+    import transformers
+
+    gpu = device.type == "cuda"
+    return {
+        "device": torch.cuda.get_device_name(device) if gpu else platform.machine() + " CPU",
+        "threads": torch.get_num_threads(),
+        # Linux counts the peak resident set in KiB.
+        "peak_memory_bytes": torch.cuda.max_memory_allocated(device)
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "versions": {
+            "ofa-fast": ofa_fast.__version__,
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def plot(rows: list[dict], evaluations: list[dict], path: Path) -> None:
+    """The loss over the steps; nothing where matplotlib is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return
+    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
+    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color="tab:blue", alpha=0.3, linewidth=1)
+    means = curve(rows)
+    axes.plot([p["step"] for p in means], [p["loss"] for p in means], color="tab:blue", label="training")
+    if evaluations:
+        axes.plot(
+            [e["step"] for e in evaluations],
+            [e["loss"] for e in evaluations],
+            "o-",
+            color="tab:orange",
+            label="held out",
+        )
+    axes.set(xlabel="step", ylabel="masked-language-model loss (nats a token)")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=150)

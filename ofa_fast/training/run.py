@@ -1,0 +1,276 @@
+"""``train``: from a model folder and text files to a trained model folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ofa_fast._files import atomic_folder
+from ofa_fast.training import report
+from ofa_fast.training.checkpoints import Checkpoints
+from ofa_fast.training.data import Stream, check_files, masking_collator, packed_sequences
+
+# What decides the loss curve: a run is resumed with the same values.
+DECISIVE = (
+    "batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "schedule",
+    "warmup_steps",
+    "weight_decay",
+    "max_grad_norm",
+    "mlm_probability",
+    "seed",
+    "bf16",
+)
+
+
+def train(
+    model_dir: str | os.PathLike,
+    train_files: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    eval_files: str | os.PathLike | Sequence[str | os.PathLike] = (),
+    steps: int | None = None,
+    epochs: float = 1.0,
+    batch_size: int = 32,
+    gradient_accumulation_steps: int = 1,
+    learning_rate: float = 5e-5,
+    schedule: str = "linear",
+    warmup_steps: float = 0,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    max_length: int | None = None,
+    mlm_probability: float = 0.15,
+    seed: int = 0,
+    bf16: bool = False,
+    save_steps: int = 500,
+    keep_checkpoints: int = 2,
+    eval_steps: int | None = None,
+    log_steps: int = 10,
+    workers: int = 0,
+    device: str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: bool = True,
+) -> dict:
+    """Continue the masked-language-model pretraining of ``model_dir`` on text, and write the result to ``out``.
+
+    The loss of a step is -1/M Σ log p(token at position i | masked text) over the M masked positions of its whole
+    batch. A model with a factorised table computes it with ``factorized_cross_entropy``, without logits; any other
+    masked-language model of transformers computes its own, so that dense baselines train with the same call.
+
+    Sequences are packed: the lines of a file, tokenised and joined by the separator token, are cut every
+    ``max_length`` tokens. Order and masks are functions of the seed and the step, so a resumed run sees what the
+    uninterrupted run would have seen; on a CPU with the same number of threads its loss curve is the same bit for bit.
+
+    ``out`` appears by a rename when everything is written: config, weights, tokenizer, ``training.json`` (what this
+    function returns), ``losses.csv`` (every step) and, where matplotlib is installed, ``loss.png``. Until then the
+    state lives beside it in ``<out>.checkpoints``, which goes when ``out`` is there. SIGINT and SIGTERM save a
+    checkpoint, say how to go on, and exit with 128 + the signal's number.
+
+    Runs under ``torchrun`` as well; batch sizes are per process.
+
+    Args:
+        model_dir: folder (or hub id) of a masked-language model and its tokenizer. An encoder saved without its head
+            gets a fresh one, with its output layer tied to the table.
+        train_files: UTF-8 text, one sentence or paragraph a line; a file's stem labels its language in the report.
+        eval_files: held-out text; its loss and perplexity are measured before, every ``eval_steps``, and after.
+        steps: optimiser steps; ``None`` for ``epochs`` passes over the text.
+        batch_size: sequences a forward pass; a step takes this times ``gradient_accumulation_steps`` times processes.
+        schedule: of the learning rate, a name that transformers knows: "linear", "cosine", "constant_with_warmup", …
+        warmup_steps: below 1 a share of all steps.
+        max_length: tokens a sequence with its special tokens; default: the model's limit, at most 512.
+        bf16: compute in bfloat16 (autocast); weights and optimiser states stay float32.
+        workers: processes that prepare batches; 0 for none.
+        device: "cpu" to stay off the GPU.
+        resume: go on from the last complete checkpoint, or start where there is none. A finished ``out`` is returned
+            as it is.
+        overwrite: replace ``out``, and forget the checkpoints of an earlier run.
+
+    Peak memory: weights, gradients, two Adam moments (16 bytes a parameter), the activations of one micro-batch; of
+    the text only the pages in use.
+
+    Raises:
+        FileNotFoundError: a text file does not exist.
+        FileExistsError: ``out``, or an unfinished run beside it, exists, and neither ``resume`` nor ``overwrite``.
+        ValueError: a file without text or not UTF-8; a model without masked-language-model head; a tokenizer without
+            mask token or with more tokens than the model's table has rows; ``max_length`` over the model's positions;
+            an argument out of range; ``resume`` with other arguments than the run was started with.
+        FloatingPointError: the loss is not finite.
+    """
+    arguments = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "progress")}
+    _check_numbers(arguments)
+    out = Path(out)
+    checkpoints = Checkpoints(out)
+    if resume and (out / "training.json").exists():
+        checkpoints.delete()
+        return json.loads((out / "training.json").read_text())
+    if not overwrite:
+        _check_unused(out, checkpoints, resume)
+    train_paths = check_files(train_files, "train_files")
+    eval_paths = check_files(eval_files, "eval_files") if eval_files else []
+
+    from transformers import AutoTokenizer, TrainingArguments, set_seed
+    from transformers.utils import logging
+
+    from ofa_fast.training.loading import check_tokenizer, digest, load_model, sequence_length
+    from ofa_fast.training.trainer import MaskedLMTrainer, Recorder
+
+    first_step, checkpoint = checkpoints.latest() if resume else (0, None)
+    args = TrainingArguments(
+        output_dir=str(checkpoints.partial),
+        per_device_train_batch_size=batch_size,
+        per_device_eval_batch_size=batch_size,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        learning_rate=learning_rate,
+        lr_scheduler_type=schedule,
+        warmup_steps=warmup_steps,
+        weight_decay=weight_decay,
+        max_grad_norm=max_grad_norm,
+        bf16=bf16,
+        seed=seed,
+        use_cpu=device == "cpu" or not torch.accelerator.is_available(),
+        save_strategy="steps",
+        save_steps=save_steps,
+        eval_strategy="steps" if eval_paths else "no",
+        eval_steps=eval_steps or sys.maxsize,
+        eval_on_start=bool(eval_paths) and checkpoint is None,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        train_sampling_strategy="sequential",
+        dataloader_num_workers=workers,
+        dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
+        average_tokens_across_devices=True,
+    )
+    logging.disable_progress_bar()  # a bar for each file that it reads or writes, in the middle of ours
+    is_main = args.process_index == 0
+    progress = progress and is_main
+
+    set_seed(seed)
+    tokenizer = AutoTokenizer.from_pretrained(model_dir)
+    model, new_weights = load_model(checkpoint or model_dir)
+    check_tokenizer(tokenizer, model)
+    max_length = sequence_length(max_length, model)
+    tokenizer_digest = digest(tokenizer)
+    with args.main_process_first(desc="tokenising"):
+        cache = checkpoints.folder / "data"
+        sequences, held_out = (
+            packed_sequences(paths, name, model_dir, tokenizer_digest, max_length, cache, progress) if paths else None
+            for name, paths in (("train_files", train_paths), ("eval_files", eval_paths))
+        )
+    batch = batch_size * gradient_accumulation_steps * args.world_size
+    args.max_steps = steps = steps or math.ceil(epochs * len(sequences) / batch)
+
+    if is_main:
+        run = {
+            **{name: arguments[name] for name in DECISIVE},
+            "steps": steps,
+            "max_length": max_length,
+            "processes": args.world_size,
+            "tokenizer": tokenizer_digest,
+            "train_files": [(path.stem, path.stat().st_size) for path in train_paths],
+        }
+        if checkpoint:
+            checkpoints.resume(run)
+        else:
+            checkpoints.start(run)
+
+    trainer = MaskedLMTrainer(
+        model=model,
+        args=args,
+        collator=masking_collator(tokenizer, mlm_probability, seed),
+        train_stream=Stream(sequences, steps * batch, seed),
+        eval_sequences=held_out,
+        eval_labels=[path.stem for path in eval_paths],
+        progress=progress,
+    )
+    trainer.accelerator.wait_for_everyone()
+    recorder = Recorder(trainer, checkpoints, keep_checkpoints, log_steps, len(sequences) / batch)
+    trainer.add_callback(recorder)
+    if progress and checkpoint:
+        print(f"resuming after step {first_step} of {steps}", file=sys.stderr)
+    with recorder.catching_signals():
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.state.global_step < steps:
+        if is_main:
+            print(
+                f"stopped after step {trainer.state.global_step} of {steps}; the same call with resume goes on from "
+                f"{checkpoints.folder}",
+                file=sys.stderr,
+            )
+        raise SystemExit(128 + recorder.signal)
+
+    if is_main:
+        rows = checkpoints.losses()
+        evaluations = [
+            {name.removeprefix("eval_"): log[name] for name in ("step", "eval_loss", "eval_perplexity", "eval_losses")}
+            for log in trainer.state.log_history
+            if "eval_loss" in log
+        ]
+        result = {
+            "arguments": {**arguments, "steps": steps, "max_length": max_length},
+            "data": report.text_statistics(sequences, [path.stem for path in train_paths]),
+            "processes": args.world_size,
+            "sequences_per_step": batch,
+            "parameters": report.parameters(model),
+            "new_weights": new_weights,
+            "final_loss": float(np.mean([row["loss"] for row in rows[-max(1, len(rows) // 20) :]])),
+            "losses": report.curve(rows),
+            "evaluations": evaluations,
+            "tokens": rows[-1]["tokens"],
+            "seconds": rows[-1]["seconds"],
+            "tokens_per_second": rows[-1]["tokens"] / rows[-1]["seconds"],
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **report.machine(args.device),
+        }
+        with atomic_folder(out, overwrite=overwrite) as work:
+            model.save_pretrained(work)
+            tokenizer.save_pretrained(work)
+            shutil.copyfile(checkpoints.losses_file, work / "losses.csv")
+            report.plot(rows, evaluations, work / "loss.png")
+            (work / "training.json").write_text(json.dumps(result, indent=2, default=str))
+        checkpoints.delete()
+    trainer.accelerator.wait_for_everyone()
+    return json.loads((out / "training.json").read_text())
+
+
+def _check_numbers(arguments: dict) -> None:
+    for name in (
+        "steps",
+        "batch_size",
+        "gradient_accumulation_steps",
+        "max_length",
+        "save_steps",
+        "keep_checkpoints",
+        "eval_steps",
+        "log_steps",
+    ):
+        value = arguments[name]
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise ValueError(f"{name}: expected a positive whole number, got {value!r}")
+    if not arguments["epochs"] > 0:
+        raise ValueError(f"epochs: expected a number above 0, got {arguments['epochs']!r}")
+    if not 0 < arguments["mlm_probability"] <= 1:
+        raise ValueError(f"mlm_probability: expected a share above 0 and up to 1, got {arguments['mlm_probability']!r}")
+
+
+def _check_unused(out: Path, checkpoints: Checkpoints, resume: bool) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
+        raise FileExistsError(f"out: {out} exists already: choose another folder, or overwrite it explicitly")
+    if checkpoints.complete() and not resume:
+        raise FileExistsError(
+            f"out: {checkpoints.folder} holds an unfinished run: resume it, or overwrite it explicitly"
+        )

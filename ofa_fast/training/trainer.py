@@ -1,0 +1,206 @@
+"""transformers' Trainer with an exact loss under gradient accumulation, one loss a step, and safe checkpoints."""
+
+from __future__ import annotations
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+
+from ofa_fast.training.checkpoints import Checkpoints
+from ofa_fast.training.data import examples
+
+
+class MaskedLMTrainer(Trainer):
+    """The loss of a step is the mean over all masked tokens of its batch, over all micro-batches and processes.
+
+    transformers hands such models ``num_items_in_batch`` and counts on them to divide by it, but BERT, RoBERTa and
+    XLM-R take it and ignore it: with gradient accumulation their gradients come out too large by the number of
+    micro-batches. Here the model is asked for its own mean, which is then weighted by its share of the masked tokens.
+    """
+
+    def __init__(self, *, model, args, collator, train_stream, eval_sequences, eval_labels, progress) -> None:
+        super().__init__(
+            model=model, args=args, data_collator=collator, train_dataset=train_stream, eval_dataset=eval_sequences
+        )
+        self.model_accepts_loss_kwargs = True
+        self.eval_labels, self.progress = eval_labels, progress
+        self.step_loss = torch.zeros((), device=args.device)
+        self.step_tokens = torch.zeros((), dtype=torch.int64, device=args.device)
+        self.remove_callback(PrinterCallback)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        outputs = model(**inputs)
+        masked = (inputs["labels"] != -100).sum()
+        # A batch without a masked token has the mean 0 / 0; it counts for nothing.
+        loss = torch.where(masked > 0, outputs.loss.mean(), 0.0)
+        if num_items_in_batch is not None:
+            # Processes average their gradients, so each one's share is of a process's average.
+            loss = loss * masked * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model, inputs, num_items_in_batch=None):
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self.step_loss = self.step_loss + loss
+        self.step_tokens = self.step_tokens + inputs["attention_mask"].sum().to(self.step_tokens.device)
+        return loss
+
+    @torch.no_grad()
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
+        """Mean loss and perplexity at masked tokens, of all held-out text and of each file; always the same masks."""
+        self.model.eval()
+        sequences = self.eval_dataset
+        files = np.asarray(sequences["file"])
+        size, processes, process = self.args.eval_batch_size, self.args.world_size, self.args.process_index
+        totals = torch.zeros(len(self.eval_labels), 2, dtype=torch.float64, device=self.args.device)
+        for file in range(len(self.eval_labels)):
+            rows = np.flatnonzero(files == file)
+            batches = [rows[begin : begin + size].tolist() for begin in range(0, len(rows), size)]
+            mine = batches[process::processes]
+            for batch in tqdm(mine, desc=f"held out: {self.eval_labels[file]}", leave=False, disable=not self.progress):
+                inputs = self._prepare_inputs(self.data_collator(examples(sequences, batch, batch)))
+                masked = (inputs["labels"] != -100).sum()
+                totals[file, 0] += self.compute_loss(self.model, inputs).double() * masked
+                totals[file, 1] += masked
+        totals = self.accelerator.reduce(totals, "sum").cpu()
+        mean = [loss / max(masked, 1) for loss, masked in [*totals.tolist(), totals.sum(0).tolist()]]
+        metrics = {
+            f"{metric_key_prefix}_loss": mean[-1],
+            f"{metric_key_prefix}_perplexity": math.exp(min(mean[-1], 700)),
+            f"{metric_key_prefix}_losses": dict(zip(self.eval_labels, mean, strict=False)),
+        }
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+
+class Recorder(TrainerCallback):
+    """Loss curve, progress bar, checkpoints, and a clean stop on SIGINT or SIGTERM."""
+
+    def __init__(
+        self,
+        trainer: MaskedLMTrainer,
+        checkpoints: Checkpoints,
+        keep: int,
+        log_steps: int,
+        steps_per_epoch: float,
+    ) -> None:
+        self.trainer, self.checkpoints, self.keep, self.log_steps = trainer, checkpoints, keep, log_steps
+        self.steps_per_epoch = steps_per_epoch
+        self.signal: int | None = None
+        self._pending: list[tuple] = []
+        rows = checkpoints.losses()
+        self._tokens, self._seconds = (rows[-1]["tokens"], rows[-1]["seconds"]) if rows else (0, 0.0)
+
+    @contextmanager
+    def catching_signals(self) -> Iterator[None]:
+        """SIGINT or SIGTERM ends the training after the running step; a second one ends the process at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+        def restore() -> None:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+        def stop(number, frame) -> None:
+            self.signal = number
+            restore()
+            print("\nstopping: saving a checkpoint after this step (again: stop at once)", file=sys.stderr)
+
+        for number in before:
+            signal.signal(number, stop)
+        try:
+            yield
+        finally:
+            restore()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self._start = time.perf_counter() - self._seconds
+        self._bar = tqdm(
+            total=state.max_steps,
+            initial=state.global_step,
+            desc="training",
+            unit="step",
+            disable=not self.trainer.progress,
+        )
+
+    def on_step_begin(self, args, state, control, lr_scheduler=None, **kwargs):
+        self._learning_rate = lr_scheduler.get_last_lr()[0]
+
+    def on_step_end(self, args, state, control, **kwargs):
+        trainer = self.trainer
+        self._pending.append(
+            (
+                state.global_step,
+                self._learning_rate,
+                trainer.step_loss,
+                trainer.step_tokens,
+                time.perf_counter() - self._start,
+            )
+        )
+        trainer.step_loss = torch.zeros_like(trainer.step_loss)
+        trainer.step_tokens = torch.zeros_like(trainer.step_tokens)
+        self._bar.update()
+        if len(self._pending) >= self.log_steps:
+            self._write_losses()
+        if self._stop_wanted():
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args, state, control, **kwargs):
+        self._write_losses()
+        self.trainer.accelerator.wait_for_everyone()
+        if state.is_world_process_zero:
+            self.checkpoints.commit(state.global_step, self.keep)
+        self.trainer.accelerator.wait_for_everyone()
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._write_losses()
+        self._bar.close()
+
+    def _stop_wanted(self) -> bool:
+        if self.trainer.args.world_size == 1:
+            return self.signal is not None
+        # The signal reaches the processes at different steps, but they must stop after the same one.
+        number = torch.tensor(self.signal or 0, device=self.trainer.args.device)
+        self.signal = int(self.trainer.accelerator.gather(number).max()) or None
+        return self.signal is not None
+
+    def _write_losses(self) -> None:
+        if not self._pending:
+            return
+        accelerator = self.trainer.accelerator
+        losses = accelerator.reduce(torch.stack([row[2] for row in self._pending]), "mean").tolist()
+        tokens = accelerator.reduce(torch.stack([row[3] for row in self._pending]), "sum").tolist()
+        rows = []
+        for (step, rate, _, _, seconds), loss, count in zip(self._pending, losses, tokens, strict=True):
+            self._tokens += count
+            rows.append(
+                {
+                    "step": step,
+                    "epoch": round(step / self.steps_per_epoch, 6),
+                    "loss": loss,
+                    "learning_rate": rate,
+                    "tokens": self._tokens,
+                    "seconds": round(seconds, 4),
+                }
+            )
+        self._pending.clear()
+        bad = next((row for row in rows if not math.isfinite(row["loss"])), None)
+        if bad:
+            raise FloatingPointError(
+                f"the loss is {bad['loss']} at step {bad['step']}: try a lower learning rate, or train without bf16"
+            )
+        self._bar.set_postfix(loss=f"{np.mean([row['loss'] for row in rows]):.4f}", refresh=False)
+        if self.trainer.is_world_process_zero():
+            self.checkpoints.add_losses(rows)
