@@ -35,13 +35,15 @@ struct ByDepth {
 
 template <int vectors, class Left>
 inline void micro_kernel(Left a, const float* __restrict b, int64_t b_stride, int64_t depth, float* __restrict c,
-                         int64_t c_stride, const float* addend, bool accumulate) {
+                         int64_t c_stride, const float* addend, bool accumulate, const char* ahead,
+                         int64_t ahead_step) {
   vfloat sum[mr][vectors];
 #pragma GCC unroll 14
   for (int i = 0; i < mr; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) sum[i][j] = vfloat{};
   for (int64_t d = 0; d < depth; ++d, b += b_stride, a.advance()) {
+    __builtin_prefetch(ahead + d * ahead_step, 0, 2);
     vfloat right[vectors];
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) right[j] = load(b + j * lanes);
@@ -63,9 +65,11 @@ inline void micro_kernel(Left a, const float* __restrict b, int64_t b_stride, in
 }
 
 // c = a b (+ c) (+ addend of each row). Rows are rounded up to mr, columns to a vector; all operands have room for it.
+// Meanwhile brings the memory at `ahead` closer, `ahead_step` bytes at a time: in bursts it would stall the products.
 template <class Left>
 inline void multiply(Left a, const float* b, int64_t b_stride, int64_t rows, int64_t columns, int64_t depth, float* c,
-                     int64_t c_stride, bool accumulate, const float* addend = nullptr) {
+                     int64_t c_stride, bool accumulate, const float* addend = nullptr, const char* ahead = nullptr,
+                     int64_t ahead_step = 0) {
   const int64_t parts = depth > depth_block ? (depth + depth_block - 1) / depth_block : 1,
                 step = (depth + parts - 1) / parts;
   for (int64_t d = 0; d == 0 || d < depth; d += step) {
@@ -78,9 +82,10 @@ inline void multiply(Left a, const float* b, int64_t b_stride, int64_t rows, int
         float* out = c + i * c_stride + j;
         const float* extra = last_addend ? last_addend + i : nullptr;
         if (columns - j > lanes)
-          micro_kernel<2>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add);
+          micro_kernel<2>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add, ahead, ahead_step);
         else
-          micro_kernel<1>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add);
+          micro_kernel<1>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add, ahead, ahead_step);
+        ahead += ahead_step * length;
       }
   }
 }
@@ -120,10 +125,14 @@ void load_tile(const Table& table, int64_t first, int64_t count, const Scratch& 
     scratch.bias[v] = table.bias && v < count ? load_as_float(table.bias, table.bias_dtype, first + v) : 0.0f;
 }
 
-// scores[v, t] = the logits of a loaded tile
-void score(const Table& table, const Block& rows, int64_t count, const Scratch& scratch) {
+// scores[v, t] = the logits of a loaded tile; meanwhile brings the next tile of the rows up to `last` closer.
+void score(const Table& table, const Block& rows, int64_t first, int64_t count, int64_t last, const Scratch& scratch) {
+  const int64_t row_bytes = table.rank * (table.dtype == Dtype::f32 ? 4 : 2), next = first + count;
+  const int64_t bytes = smaller(tile, last - next) * row_bytes;
+  const int64_t steps = round_up(count, mr) / mr * (round_up(rows.count, 2 * lanes) / (2 * lanes)) * table.rank;
   multiply(ByRow{scratch.panel, padded(table.rank)}, rows.transposed, block_stride, count, rows.count, table.rank,
-           scratch.scores, block_stride, false, table.bias ? scratch.bias : nullptr);
+           scratch.scores, block_stride, false, table.bias ? scratch.bias : nullptr,
+           static_cast<const char*>(table.coordinates) + next * row_bytes, (bytes + steps - 1) / steps);
 }
 
 // Calls found(vocabulary row within the tile, labelled row) for the labels that fall into the tile.
@@ -185,7 +194,7 @@ void forward(const Table& table, const Block& rows, int64_t first, int64_t last,
   for (int64_t begin = first; begin < last; begin += tile) {
     const int64_t count = smaller(tile, last - begin);
     load_tile(table, begin, count, scratch);
-    score(table, rows, count, scratch);
+    score(table, rows, begin, count, last, scratch);
     for (int64_t t = 0; t < rows.count; t += lanes) store(maximum + t, column_maximum(scratch.scores + t, count));
     for (int64_t t = 0; t < rows.count; ++t) {
       if (!(maximum[t] > partial.maximum[t])) continue;
@@ -211,8 +220,8 @@ void forward(const Table& table, const Block& rows, int64_t first, int64_t last,
   }
 }
 
-void backward(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
-              int64_t count, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
+void backward_tile(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
+                   int64_t count, int64_t last, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
   const int64_t rank = table.rank, stride = padded(rank);
   float bias[tile];
   for (int64_t v = 0; v < count; ++v) bias[v] = 0.0f;
@@ -221,7 +230,7 @@ void backward(const Table& table, const Block* blocks, const Weights* weights, i
   load_tile(table, first, count, scratch);
   for (int64_t b = 0; b < block_count; ++b) {
     const Block& rows = blocks[b];
-    score(table, rows, count, scratch);
+    score(table, rows, first, count, b ? first + count : last, scratch);
     for_each_label(rows, first, count, [&](int64_t v, int64_t t) { scratch.scores[v * block_stride + t] = -infinity; });
     for (int64_t v = 0; v < count; ++v) {
       float* row = scratch.scores + v * block_stride;
@@ -249,6 +258,13 @@ void backward(const Table& table, const Block* blocks, const Weights* weights, i
     });
   if (grad_bias)
     for (int64_t v = 0; v < count; ++v) store_from_float(grad_bias, table.bias_dtype, first + v, bias[v]);
+}
+
+void backward(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
+              int64_t last, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
+  for (int64_t begin = first; begin < last; begin += tile)
+    backward_tile(table, blocks, weights, block_count, begin, smaller(tile, last - begin), last, scratch,
+                  grad_coordinates, grad_bias);
 }
 
 }  // namespace

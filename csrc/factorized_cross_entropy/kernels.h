@@ -57,9 +57,9 @@ struct Kernels {
   // Vocabulary rows [first, last). Writes `partial` and, for the labels in the range, target[row] = the label's logit.
   void (*forward)(const Table& table, const Block& rows, int64_t first, int64_t last, const Scratch& scratch,
                   const Partial& partial, float* target);
-  // Gradients of the vocabulary rows [first, first + count), count <= tile, from all blocks; either may be null.
+  // Gradients of the vocabulary rows [first, last) from all blocks; either may be null.
   void (*backward)(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
-                   int64_t count, const Scratch& scratch, void* grad_coordinates, void* grad_bias);
+                   int64_t last, const Scratch& scratch, void* grad_coordinates, void* grad_bias);
 };
 
 }  // namespace factorized_cross_entropy

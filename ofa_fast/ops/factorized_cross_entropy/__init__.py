@@ -69,7 +69,7 @@ def _checked(hidden, coordinates, basis, labels, bias, ignore_index, with_others
 
 
 # loss [N]; lse [2, N]: the log-sum-exp of the logits, and what rounding it left over; others [N, R] or [0]: the sum of
-# p_v coordinates_v over all v but the label, which is the label's competitors' part of the gradient. Zero where ignored.
+# p_v coordinates_v over all v but the label, their part of the gradient. Zero where ignored.
 _forward = Op(
     "factorized_cross_entropy(Tensor hidden, Tensor coordinates, Tensor basis, Tensor labels, Tensor? bias, "
     "int ignore_index, bool with_others) -> (Tensor loss, Tensor lse, Tensor others)",
