@@ -1,6 +1,7 @@
 // Binds each op once. Compiled into _cpu with the CPU kernels and into _cuda with the CUDA kernels.
 #include <pybind11/pybind11.h>
 
+#include "device.h"
 #include "factorized_cross_entropy/factorized_cross_entropy.h"
 #include "factorized_embedding/factorized_embedding.h"
 #include "isa.h"
@@ -48,23 +49,36 @@ struct type_caster<ofa::Tensor> {
 PYBIND11_MODULE(OFA_MODULE, module) {
   using release = py::call_guard<py::gil_scoped_release>;
 
+#if defined(OFA_CPU)
   module.def("isa", [] { return ofa::isa_names[static_cast<int>(ofa::isa())]; });
   module.def("best_isa", [] { return ofa::isa_names[static_cast<int>(ofa::best_isa())]; });
   module.def("set_isa", &ofa::set_isa, py::arg("name"));
+#else
+  module.def("device_count", &ofa::device_count, "The number of GPUs, or a RuntimeError that says why there is none");
+  module.def("runtime_version", &ofa::runtime_version);
+#endif
 
+#if defined(OFA_WITH_topk_similarity)
   module.def("topk_similarity_workspace", &ofa::topk_similarity::workspace);
   module.def("topk_similarity", &ofa::topk_similarity::forward, release());
+#endif
 
+#if defined(OFA_WITH_truncated_svd)
+  module.def("truncated_svd_gram_workspace", &ofa::truncated_svd::gram_workspace);
+  module.def("truncated_svd_gram", &ofa::truncated_svd::gram, release());
+#endif
+
+#if defined(OFA_WITH_factorized_embedding)
   module.def("factorized_embedding_forward_workspace", &ofa::factorized_embedding::forward_workspace);
   module.def("factorized_embedding_backward_workspace", &ofa::factorized_embedding::backward_workspace);
   module.def("factorized_embedding_forward", &ofa::factorized_embedding::forward, release());
   module.def("factorized_embedding_backward", &ofa::factorized_embedding::backward, release());
+#endif
 
+#if defined(OFA_WITH_factorized_cross_entropy)
   module.def("factorized_cross_entropy_forward_workspace", &ofa::factorized_cross_entropy::forward_workspace);
   module.def("factorized_cross_entropy_backward_workspace", &ofa::factorized_cross_entropy::backward_workspace);
   module.def("factorized_cross_entropy_forward", &ofa::factorized_cross_entropy::forward, release());
   module.def("factorized_cross_entropy_backward", &ofa::factorized_cross_entropy::backward, release());
-
-  module.def("truncated_svd_gram_workspace", &ofa::truncated_svd::gram_workspace);
-  module.def("truncated_svd_gram", &ofa::truncated_svd::gram, release());
+#endif
 }
