@@ -17,13 +17,13 @@ def run(args) -> None:
     source_tokenizer = AutoTokenizer.from_pretrained(args.source)
     target_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     vectors = WordVectors.load(args.vectors, language=args.language)
-    _print_plan(args, config, source_tokenizer, target_tokenizer, vectors)
+    _print_plan(args, config, (source_tokenizer, target_tokenizer), vectors)
     if args.dry_run:
         return
 
     with atomic_folder(args.out, overwrite=args.overwrite) as folder:
         torch.manual_seed(args.seed)  # a checkpoint without a language-modelling head gets a fresh one
-        model = load_source(args.source, config)
+        model = load_model(args.source, config)
         head = model.get_output_embeddings()
         results = initialize(
             model.get_input_embeddings().weight.detach(),
@@ -40,16 +40,17 @@ def run(args) -> None:
             progress=sys.stderr.isatty(),
         )
         for rank, result in zip(args.rank, results, strict=True):
-            name = rank_folder(rank) if len(args.rank) > 1 else ""
+            name = _rank_name(rank) if len(args.rank) > 1 else ""
             _write(folder / name, model, result, target_tokenizer, args.export_npy)
-            print(f"{args.out / name}: {_summary(result)}")
+    seconds = sum(results[0].report["seconds"].values())
+    print(f"{args.out}: {_summary(results[0].report['counts'])} rows, initialised in {seconds:.1f} s")
 
 
-def rank_folder(rank: int | None) -> str:
+def _rank_name(rank: int | None) -> str:
     return f"rank-{'full' if rank is None else rank}"
 
 
-def load_source(name: str, config):
+def load_model(name: str, config):
     """The checkpoint with its language-modelling head, masked before causal, or without one where its kind has none."""
     import transformers
 
@@ -75,40 +76,41 @@ def _write(folder: Path, model, result, tokenizer, export_npy: bool) -> None:
     folder.mkdir(exist_ok=True)
     build_model(model, result, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    result.write(folder, export_npy=export_npy)
+    result.write(folder, export_npy=export_npy, tables=False)
 
 
-def _summary(result) -> str:
-    counts = result.origin.bincount(minlength=3).tolist()
-    return ", ".join(f"{count:,} {kind}" for count, kind in zip(counts, ("copied", "similar", "random"), strict=True))
-
-
-def _print_plan(args, config, source_tokenizer, target_tokenizer, vectors) -> None:
+def _print_plan(args, config, tokenizers, vectors) -> None:
     import torch
     from transformers import AutoModel
 
+    from ofa_fast.initialization import plan
+
     with torch.device("meta"):
         model = AutoModel.from_config(config)
-    source_rows, width = model.get_input_embeddings().weight.shape
-    body = sum(p.numel() for p in model.parameters()) - source_rows * width
-    words, dimensions = vectors.vectors.shape
-    target_rows = len(target_tokenizer)
-    ranks = [width if rank is None else rank for rank in args.rank]
-    rows = [
-        ("source model", f"{config.model_type}, {source_rows:,} x {width} table", 4 * (body + source_rows * width)),
-        ("word vectors", f"{words:,} x {dimensions}", vectors.vectors.nbytes),
-        (
-            "subword vectors",
-            f"{len(source_tokenizer):,} source and {target_rows:,} target subwords",
-            4 * dimensions * (source_rows + target_rows),
-        ),
-        (
-            "initialisations",
-            f"{args.method}, rank {', '.join(map(str, ranks))}",
-            sum(4 * rank * (source_rows + target_rows) for rank in ranks) + 12 * args.neighbors * target_rows,
-        ),
-        ("new model", f"largest of {len(ranks)}", 4 * (body + max(ranks) * target_rows)),
-    ]
-    for label, what, size in rows:
-        print(f"{label:<17}{what:<48}{size / 2**20:>9,.0f} MiB")
-    print(f"{'memory at most':<65}{sum(size for *_, size in rows) / 2**20:>9,.0f} MiB", flush=True)
+    shape = model.get_input_embeddings().weight.shape
+    planned = plan(
+        shape,
+        *tokenizers,
+        vectors,
+        rank=args.rank,
+        neighbors=args.neighbors,
+        method=args.method,
+        parity=args.parity,
+        progress=sys.stderr.isatty(),
+    )
+    body = sum(p.numel() for p in model.parameters()) - shape.numel()
+    tables = [size["factorized"] for size in planned["parameters"]]
+    print(f"source   {config.model_type}, table {shape[0]:,} x {shape[1]}")
+    print(f"vectors  {vectors.vectors.shape[0]:,} words x {vectors.vectors.shape[1]}")
+    print(f"target   {_summary(planned['counts'])}")
+    for script, counts in planned["scripts"].items():
+        print(f"         {script:<12}{_summary(counts)}")
+    for rank, table in zip(args.rank, tables, strict=True):
+        print(f"{_rank_name(rank):<9}table {table / 1e6:,.1f} M parameters, model {(body + table) / 1e6:,.1f} M")
+    # The source model and one new model are held beside what initialize holds.
+    peak = planned["memory"]["peak"] + 4 * (2 * body + max(tables))
+    print(f"memory   {peak / 2**20:,.0f} MiB at most, beside Python and its libraries", flush=True)
+
+
+def _summary(counts: dict) -> str:
+    return ", ".join(f"{counts[kind]:,} {kind}" for kind in ("copied", "similar", "random"))

@@ -173,33 +173,49 @@ def _parser() -> argparse.ArgumentParser:
         "train initialised/rank-100 --train-file deu.txt swh.txt --steps 1000 --out trained/\n"
         "  torchrun --nproc-per-node 8 -m ofa_fast.cli train initialised/rank-100 --train-file all.txt --out trained/",
     )
-    add("model", type=Path, metavar="DIR", help="a folder that init or train wrote")
-    add("--train-file", nargs="+", type=Path, required=True, metavar="FILE", help="text, one passage a line")
-    add("--out", type=Path, required=True, metavar="DIR")
+    add("model_dir", type=Path, metavar="DIR", help="a folder that init or train wrote")
+    add(
+        "--train-file", dest="train_files", nargs="+", type=Path, required=True, metavar="FILE", help="a passage a line"
+    )
+    add("--eval-file", dest="eval_files", nargs="+", type=Path, default=(), metavar="FILE", help="held-out text")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--steps", type=_positive, help="optimiser steps; without it, --epochs decides")
     add("--epochs", type=float, default=1.0, help="(default: 1)")
-    add("--batch-size", type=_positive, default=32, help="passages a step and process (default: 32)")
+    add("--batch-size", type=_positive, default=32, help="sequences a forward pass and process (default: 32)")
+    add("--gradient-accumulation-steps", type=_positive, default=1, help="forward passes a step (default: 1)")
     add("--learning-rate", type=float, default=5e-5, help="(default: 5e-5)")
-    add("--max-length", type=_positive, default=512, help="in tokens (default: 512)")
+    add("--schedule", default="linear", help="of the learning rate, a name that transformers knows (default: linear)")
+    add("--warmup-steps", type=float, default=0, help="below 1, a share of all steps (default: 0)")
+    add("--weight-decay", type=float, default=0.0, help="(default: 0)")
+    add("--max-length", type=_positive, help="tokens a sequence (default: what the model takes, at most 512)")
     add("--mlm-probability", type=float, default=0.15, help="share of tokens to predict (default: 0.15)")
+    add("--bf16", action="store_true", help="compute in bfloat16; weights stay float32")
     add("--save-steps", type=_positive, default=500, help="steps between checkpoints (default: 500)")
+    add("--eval-steps", type=_positive, help="steps between measurements on --eval-file (default: at the ends only)")
+    add("--workers", type=int, default=0, help="processes that prepare batches (default: 0)")
+    add("--device", choices=("cpu",), help="stay off the GPU")
     add("--seed", type=int, default=0, help="of the order and the masks (default: 0)")
-    add("--resume", action="store_true", help="go on from the last checkpoint in --out")
+    add("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
+    add("--overwrite", action="store_true", help="replace --out where it exists")
 
     add = command(
         "evaluate",
         _evaluate,
         "measure crosslingual sentence retrieval",
-        "evaluate trained/ --task retrieval --data bible/ --source eng --out report.json",
+        "evaluate trained/ --task retrieval --data bible/ --source eng --out report",
     )
     add("model", metavar="MODEL", help="folder or hub id")
     add("--task", choices=("retrieval",), default="retrieval")
-    add("--data", type=Path, required=True, metavar="DIR", help="line-aligned texts, <LANGUAGE>.txt each")
+    add("--data", type=Path, required=True, metavar="DIR", help="line-aligned texts, Tatoeba pairs or SIB-200")
     add("--source", default="eng", metavar="LANGUAGE", help="every other language is retrieved from it (default: eng)")
-    add("--layer", type=int, default=-1, help="hidden layer whose states make the sentence vector (default: the last)")
-    add("--pooling", default="mean", help="of the token states (default: mean)")
+    add("--languages", nargs="+", metavar="LANGUAGE", help="only these (default: all)")
+    add("--layer", type=int, help="whose states are used, 0 the embeddings (default: two thirds up)")
+    add("--pooling", default="mean", help="of a sentence's states: mean, max or cls (default: mean)")
+    add("--k", type=_numbers, default=(1, 5, 10), metavar="K,...", help="accuracies at these (default: 1,5,10)")
+    add("--max-pairs", type=_positive, help="at most so many a language, drawn by --seed")
+    add("--seed", type=int, default=0, help="(default: 0)")
     add("--batch-size", type=_positive, default=64, help="sentences at a time (default: 64)")
-    add("--out", type=Path, metavar="FILE", help="write the numbers as JSON, too")
+    add("--out", type=Path, metavar="FILE", help="write the numbers to FILE.json and a table to FILE.md")
 
     add = command(
         "export",
@@ -251,29 +267,36 @@ def _init(args) -> None:
 def _train(args) -> None:
     from ofa_fast.training import train
 
-    report = train(
-        args.model,
-        args.train_file,
-        args.out,
-        steps=args.steps,
-        epochs=args.epochs,
-        batch_size=args.batch_size,
-        learning_rate=args.learning_rate,
-        max_length=args.max_length,
-        mlm_probability=args.mlm_probability,
-        save_steps=args.save_steps,
-        seed=args.seed,
-        resume=args.resume,
+    report = train(**{name: value for name, value in vars(args).items() if name not in ("run", "debug")})
+    print(
+        f"{args.out}: {report['arguments']['steps']} steps, final loss {report['final_loss']:.3f}, "
+        f"{report['tokens_per_second']:,.0f} tokens/s"
     )
-    print(json.dumps(report, indent=2, default=str))
 
 
 def _evaluate(args) -> None:
-    raise NotImplementedError
+    from ofa_fast.evaluation import retrieval_report
+
+    options = {name: value for name, value in vars(args).items() if name not in ("run", "debug", "task")}
+    report = retrieval_report(**options, progress=sys.stderr.isatty())
+    print("  ".join(f"{head:>8}" for head in ("language", "pairs", *report["average"])))
+    for language, result in report["languages"].items():
+        print("  ".join([f"{language:>8}  {result['pairs']:>8}", *(f"{v:>8.3f}" for v in result["mean"].values())]))
+    print("  ".join([f"{'average':>18}", *(f"{value:>8.3f}" for value in report["average"].values())]))
 
 
 def _export(args) -> None:
-    raise NotImplementedError
+    from transformers import AutoConfig, AutoTokenizer
+
+    from ofa_fast import to_dense
+    from ofa_fast._cli_init import load_model
+    from ofa_fast._files import atomic_folder
+
+    with atomic_folder(args.out, overwrite=args.overwrite) as folder:
+        model = load_model(args.model, AutoConfig.from_pretrained(args.model))
+        to_dense(model).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(args.model).save_pretrained(folder)
+    print(f"{args.out}: {type(model).stock_class.__name__}, loads without ofa-fast")
 
 
 def _info(args) -> None:
