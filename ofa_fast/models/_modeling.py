@@ -110,15 +110,23 @@ class FactorizedModel:
                 setattr(module, name, nn.Parameter(torch.empty_like(parameter, device=torch.empty(0).device)))
                 module._is_hf_initialized = False
 
-    def _init_weights(self, module: nn.Module) -> None:
-        parameters = list(module.parameters())
-        own_buffers = next(module.buffers(recurse=False), None) is not None
-        if parameters and not own_buffers and all(getattr(p, "_is_hf_initialized", False) for p in parameters):
-            return
-        if isinstance(module, (FactorizedEmbedding, FactorizedHead)):
-            module.reset_parameters()
-        else:
-            super()._init_weights(module)
+    def initialize_weights(self) -> None:
+        """Stock rules, but for the table, and not for modules that a checkpoint has filled.
+
+        Some stock rules reach into a module's children for a ``weight``, which a factorised table would form.
+        """
+        for module in self.modules():
+            loaded = [getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()]
+            if isinstance(module, (FactorizedEmbedding, FactorizedHead)):
+                if not any(loaded):
+                    module.reset_parameters()
+                elif not all(loaded):  # a head that is tied to a table which is there already
+                    nn.init.zeros_(module.bias)
+                for initialized in (module, *module.parameters()):
+                    initialized._is_hf_initialized = True
+            elif loaded and all(loaded) and next(module.buffers(recurse=False), None) is None:
+                module._is_hf_initialized = True
+        super().initialize_weights()
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -218,15 +226,13 @@ def language_model_forward(stock: type[nn.Module]):
             logger.warning_once(f"{stock.__name__} does more to its logits than its head: the loss is taken from them")
             self._loss_from_hidden = False
             return stock.forward(self, **kwargs | own, labels=labels)
-        hidden, outputs.logits = outputs.logits, None
         num_items, shift_labels = own["num_items_in_batch"], own["shift_labels"]
         if shifted:
             labels = nn.functional.pad(labels[..., 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
-        labels = labels.to(hidden.device)
-        if num_items is None:
-            outputs.loss = head.loss(hidden, labels)
-        else:
-            outputs.loss = head.loss(hidden, labels, reduction="sum") / torch.as_tensor(num_items).to(hidden.device)
+        loss = head.loss(entered[0], labels.to(entered[0].device), reduction="mean" if num_items is None else "sum")
+        if num_items is not None:
+            loss = loss / torch.as_tensor(num_items).to(loss.device)
+        outputs = type(outputs)(loss=loss, **{name: value for name, value in outputs.items() if name != "logits"})
         return_dict = self.config.return_dict if own["return_dict"] is None else own["return_dict"]
         return outputs if return_dict else outputs.to_tuple()
 

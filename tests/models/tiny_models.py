@@ -45,13 +45,15 @@ OTHERS = {
 LANGUAGE_MODEL = dict.fromkeys([*ENCODERS, *OTHERS], AutoModelForMaskedLM) | {
     "gpt2": AutoModelForCausalLM,
     "llama": AutoModelForCausalLM,
+    "granite": AutoModelForCausalLM,
     "t5": AutoModelForSeq2SeqLM,
 }
 
 
 def source_model(model_type: str, auto=None, rows: int = 300, **changes):
     """A randomly initialised stock model, dropout off, whose biases and special rows are not zero either."""
-    config = AutoConfig.for_model(model_type, vocab_size=rows, **({**ENCODERS, **OTHERS}[model_type] | changes))
+    sizes = {**ENCODERS, **OTHERS, "granite": OTHERS["llama"] | {"logits_scaling": 3.0}}[model_type]
+    config = AutoConfig.for_model(model_type, vocab_size=rows, **(sizes | changes))
     model = (auto or LANGUAGE_MODEL[model_type]).from_config(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():

@@ -1,0 +1,210 @@
+"""Saved models: what is in the folder, and that the stock Auto classes load it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors import safe_open
+from test_build_model import AUTO, outputs
+from tiny_models import ENCODERS, LANGUAGE_MODEL, OTHERS, inputs, source_model, table
+from torch.testing import assert_close
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForMaskedLM,
+    AutoModelForQuestionAnswering,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    pipeline,
+)
+
+from ofa_fast import build_model
+
+BATCH = {"input_ids": torch.tensor([[5, 9, 31, 7], [8, 6, 2, 2]])}
+
+
+def built(model_type, tokenizers, auto=None, rank=5, **changes):
+    source = source_model(model_type, auto, **changes)
+    head = source.get_output_embeddings()
+    width, bias = source.get_input_embeddings().embedding_dim, getattr(head, "bias", None) is not None
+    return build_model(source, table(264, rank, width, bias=bias), tokenizers["bert"]).eval()
+
+
+@pytest.mark.parametrize("auto", AUTO, ids=lambda auto: auto.__name__)
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_auto_class_loads_what_was_saved(model_type, auto, tokenizers, tmp_path):
+    model = built(model_type, tokenizers, auto)
+    model.save_pretrained(tmp_path)
+    loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+    assert type(loaded) is type(model)
+    assert not any(info.values())
+    assert_close(outputs(loaded, BATCH), outputs(model, BATCH), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_other_architectures_load_what_was_saved(model_type, tokenizers, tmp_path):
+    model = built(model_type, tokenizers)
+    model.save_pretrained(tmp_path)
+    loaded, info = LANGUAGE_MODEL[model_type].from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert_close(outputs(loaded, BATCH), outputs(model, BATCH), rtol=0, atol=0)
+
+
+def test_untied_head_is_saved_and_loaded(tokenizers, tmp_path):
+    source = source_model("llama", tie_word_embeddings=False)
+    model = build_model(source, table(260, 4), tokenizers["bert"], head=table(260, 4))
+    model.save_pretrained(tmp_path)
+    loaded, info = LANGUAGE_MODEL["llama"].from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(info.values())
+    assert loaded.lm_head.coordinates is not loaded.get_input_embeddings().coordinates
+    assert_close(outputs(loaded, BATCH), outputs(model, BATCH), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_folder_holds_each_tensor_once(model_type, tokenizers, tmp_path):
+    model = built(model_type, tokenizers)
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", "pt") as file:
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    assert sorted(shape for shape in shapes.values() if 264 in shape) == [(264,), (264, 5)]
+    assert sum(torch.Size(shape).numel() for shape in shapes.values()) == sum(p.numel() for p in model.parameters())
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["architectures"] == [type(model).__name__]
+    assert (config["model_type"], config["source_model_type"], config["rank"]) == ("ofa-fast", model_type, 5)
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_masked_lm_folder_loads_as_a_plain_encoder_and_as_a_classifier(model_type, tokenizers, tmp_path):
+    model = built(model_type, tokenizers)
+    model.save_pretrained(tmp_path)
+    expected = model.base_model(**BATCH).last_hidden_state
+    for auto, fresh in ((AutoModel, "pooler"), (AutoModelForSequenceClassification, ("classifier", "bert.pooler"))):
+        torch.manual_seed(1)
+        loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
+        assert_close(loaded.base_model(**BATCH).last_hidden_state, expected, rtol=0, atol=0)
+        assert info["missing_keys"] and all(name.startswith(fresh) for name in info["missing_keys"])
+        assert all(name.startswith(("cls.", "lm_head.")) for name in info["unexpected_keys"])
+        assert all(torch.isfinite(parameter).all() for parameter in loaded.parameters())
+    torch.manual_seed(1)
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert_close(dict(again.state_dict()), dict(loaded.state_dict()))
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+def test_plain_encoder_folder_loads_as_a_masked_lm(model_type, tokenizers, tmp_path):
+    encoder = built(model_type, tokenizers, AutoModel)
+    encoder.save_pretrained(tmp_path)
+    model, info = AutoModelForMaskedLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert all(name.startswith(("cls.", "lm_head.")) for name in info["missing_keys"])
+    assert_close(model.base_model(**BATCH)[0], encoder(**BATCH)[0], rtol=0, atol=0)
+    head = model.get_output_embeddings()
+    assert head.coordinates is model.get_input_embeddings().coordinates
+    assert not head.bias.any()
+
+
+def test_model_from_its_configuration_alone(tokenizers):
+    config = built("roberta", tokenizers).config
+    model = AutoModelForMaskedLM.from_config(config)
+    embedding = model.get_input_embeddings()
+    assert 0.01 < embedding.weight.std() < 0.04
+    assert not embedding.weight[config.pad_token_id].any()
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+    assert model(**BATCH).logits.shape == (2, 4, 264)
+
+
+def test_other_tables_with_as_many_rows_as_the_vocabulary_are_not_mistaken_for_it(tokenizers, tmp_path):
+    model = built("bert", tokenizers, max_position_embeddings=264, intermediate_size=264)
+    fresh = AutoModelForMaskedLM.from_config(model.config)
+    for name, parameter in fresh.named_parameters():
+        assert parameter.device.type == "cpu" and torch.isfinite(parameter).all(), name
+    assert 0.015 < fresh.bert.embeddings.position_embeddings.weight.std() < 0.025
+    model.save_pretrained(tmp_path)
+    assert_close(outputs(AutoModelForMaskedLM.from_pretrained(tmp_path), BATCH), outputs(model, BATCH))
+
+
+def test_fresh_heads_are_initialised_by_the_rules_of_their_architecture(tokenizers, tmp_path):
+    """ModernBERT's rules address a classifier through the model that holds it."""
+    built("modernbert", tokenizers).save_pretrained(tmp_path)
+    model = AutoModelForSequenceClassification.from_pretrained(tmp_path)
+    assert 0.1 < model.classifier.weight.std() < 0.5  # hidden_size ** -0.5 = 0.25
+    assert not model.classifier.bias.any()
+
+
+def test_every_auto_class_of_the_architecture_loads_it(tokenizers, tmp_path):
+    built("bert", tokenizers).save_pretrained(tmp_path)
+    model = AutoModelForQuestionAnswering.from_pretrained(tmp_path)
+    assert model(**BATCH).start_logits.shape == (2, 4)
+
+
+LOAD = """
+import sys, torch
+{imports}
+from transformers import AutoConfig, AutoModelForMaskedLM, AutoTokenizer
+torch.set_num_threads(1)
+folder, out = sys.argv[1:]
+batch = AutoTokenizer.from_pretrained(folder)(["In the beginning"], return_tensors="pt")
+batch.pop("token_type_ids", None)
+torch.save(AutoModelForMaskedLM.from_pretrained(folder)(**batch).logits, out)
+"""
+
+
+def test_a_fresh_process_needs_only_the_import(tokenizers, tmp_path):
+    model, tokenizer = built("xlm-roberta", tokenizers), tokenizers["bert"]
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    script = LOAD.format(imports="import ofa_fast")
+    subprocess.run([sys.executable, "-c", script, tmp_path / "model", tmp_path / "logits.pt"], check=True)
+    assert_close(torch.load(tmp_path / "logits.pt"), model(**inputs(tokenizer, ["In the beginning"])).logits)
+
+
+def test_configuration_and_tokenizer_load(tokenizers, tmp_path):
+    built("roberta", tokenizers).save_pretrained(tmp_path)
+    tokenizers["bert"].save_pretrained(tmp_path)
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert (type(config).__name__, config.rank, config.vocab_size) == ("FactorizedRobertaConfig", 5, 264)
+    assert AutoTokenizer.from_pretrained(tmp_path)("In the beginning") == tokenizers["bert"]("In the beginning")
+    assert pickle.loads(pickle.dumps(config)).to_dict() == config.to_dict()
+    assert copy.deepcopy(config).to_dict() == config.to_dict()
+
+
+def test_architecture_that_transformers_lacks_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "ofa-fast", "source_model_type": "nosuch", "rank": 3}')
+    with pytest.raises(ValueError, match="'nosuch'"):
+        AutoConfig.from_pretrained(tmp_path)
+
+
+def test_pickle_and_copy_keep_the_factors_tied(tokenizers):
+    model = built("bert", tokenizers)
+    for twin in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        assert twin.get_output_embeddings().coordinates is twin.get_input_embeddings().coordinates
+        assert_close(outputs(twin, BATCH), outputs(model, BATCH), rtol=0, atol=0)
+    assert "FactorizedEmbedding(264, 16, rank=5, padding_idx=0)" in repr(model)
+
+
+def test_state_dict_round_trip(tokenizers, tmp_path):
+    model, other = built("roberta", tokenizers), built("roberta", tokenizers)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    assert not any(other.load_state_dict(torch.load(tmp_path / "state.pt")))
+    assert_close(outputs(other, BATCH), outputs(model, BATCH), rtol=0, atol=0)
+    assert other.get_output_embeddings().coordinates is other.get_input_embeddings().coordinates
+
+
+def test_sharded_and_half_precision_folders_load(tokenizers, tmp_path):
+    model = built("bert", tokenizers)
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert (tmp_path / "model.safetensors.index.json").exists()
+    loaded = AutoModelForMaskedLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.bfloat16}
+    assert_close(loaded.get_input_embeddings().basis, model.get_input_embeddings().basis.bfloat16())
+
+
+def test_fill_mask_pipeline(tokenizers):
+    tokenizer = tokenizers["bert"]
+    fill = pipeline("fill-mask", model=built("bert", tokenizers), tokenizer=tokenizer, device="cpu")
+    assert len(fill("In the [MASK] .", top_k=3)) == 3
