@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -54,30 +56,40 @@ _STANDARD = {
 }
 
 
-def standard_texts(tokenizer) -> list[str | bytes | None]:
-    """What each id stands for, whatever the tokenizer's kind: text with a space in front where a word begins.
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a tokenizer by id, and what each stands for, whatever the tokenizer's kind.
 
-    bytes where the token is less than a character (a byte-level fragment, or a byte-fallback token ``<0xE2>``); None
-    where ids have a gap. Special tokens stay as they are written.
+    Texts have a space in front where a word begins; they are bytes where a token is less than a character (a byte-level
+    fragment, or a byte-fallback token ``<0xE2>``). Special tokens stay as they are written. None: a gap in the ids.
     """
-    tokens = tokens_by_id(tokenizer)
+
+    tokenizer: Any
+    kind: str
+    tokens: list[str | None]
+    texts: list[str | bytes | None]
+    special: set[int]
+
+
+def read_vocabulary(tokenizer, name: str = "tokenizer") -> Vocabulary:
+    tokens = tokens_by_id(tokenizer, name)
     kind = vocabulary_kind(tokens)
     special = special_ids(tokenizer)
-    written = set(tokenizer.added_tokens_decoder) if kind == "byte-level" else set()
-    if kind == "plain":
-        decoded = tokenizer.batch_decode([[index] for index in range(len(tokens))])
+    verbatim = special | (set(tokenizer.added_tokens_decoder) if kind == "byte-level" else set())
+    decoded = tokenizer.batch_decode([[index] for index in range(len(tokens))]) if kind == "plain" else ()
 
-    def standard(index: int, token: str) -> str | bytes:
-        if index in special or index in written:
+    def text(index: int, token: str) -> str | bytes:
+        if index in verbatim:
             return token
-        fallback = _BYTE_FALLBACK.fullmatch(token)
+        fallback = token.startswith("<0x") and _BYTE_FALLBACK.fullmatch(token)
         if fallback:
             return bytes.fromhex(fallback[1])
         if kind == "plain":
             return token if "\ufffd" in decoded[index] else decoded[index]
         return _STANDARD[kind](token)
 
-    return [None if token is None else standard(index, token) for index, token in enumerate(tokens)]
+    texts = [None if token is None else text(index, token) for index, token in enumerate(tokens)]
+    return Vocabulary(tokenizer, kind, tokens, texts, special)
 
 
 def match_vocabularies(source_tokenizer, target_tokenizer, parity: bool = False) -> np.ndarray:
@@ -91,26 +103,29 @@ def match_vocabularies(source_tokenizer, target_tokenizer, parity: bool = False)
     counts, special tokens are texts like any other, of texts that differ in case the last one in sorted order is
     taken, and a match of this kind to source id 0 is lost.
 
+    Raises:
+        ValueError: an empty vocabulary.
+
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.3, after WECHSEL's and FOCUS's fuzzy matching.
     """
     if parity:
         return _published_match(source_tokenizer, target_tokenizer)
-    source_tokens = tokens_by_id(source_tokenizer, "source_tokenizer")
-    target_tokens = tokens_by_id(target_tokenizer, "target_tokenizer")
-    source_special, target_special = special_ids(source_tokenizer), special_ids(target_tokenizer)
-    same_kind = vocabulary_kind(source_tokens) == vocabulary_kind(target_tokens)
-    roles = _match_roles(source_tokenizer, target_tokenizer)
+    source = read_vocabulary(source_tokenizer, "source_tokenizer")
+    return match(source, read_vocabulary(target_tokenizer, "target_tokenizer"))
 
+
+def match(source: Vocabulary, target: Vocabulary) -> np.ndarray:
+    """``match_vocabularies`` of vocabularies that are read already."""
     same_token, same_special, exact, lower = {}, {}, {}, {}
     in_lower_case = set()
-    for index, text in enumerate(standard_texts(source_tokenizer)):
+    for index, (token, text) in enumerate(zip(source.tokens, source.texts, strict=True)):
         if text is None:
             continue
-        if index in source_special:
-            same_special[source_tokens[index]] = index
+        if index in source.special:
+            same_special[token] = index
             continue
-        if same_kind:
-            same_token[source_tokens[index]] = index
+        if source.kind == target.kind:
+            same_token[token] = index
         exact.setdefault(text, index)
         if isinstance(text, str):
             folded = text.lower()
@@ -118,10 +133,10 @@ def match_vocabularies(source_tokenizer, target_tokenizer, parity: bool = False)
                 lower[folded] = index
             if text == folded:
                 in_lower_case.add(folded)
+    roles = _match_roles(source.tokenizer, target.tokenizer)
 
-    def source(index: int, text: str | bytes) -> int:
-        token = target_tokens[index]
-        if index in target_special:
+    def copied_from(index: int, token: str, text: str | bytes) -> int:
+        if index in target.special:
             return roles.get(index, same_special.get(token, -1))
         if token in same_token:
             return same_token[token]
@@ -131,8 +146,10 @@ def match_vocabularies(source_tokenizer, target_tokenizer, parity: bool = False)
             return exact.get(text.decode("ascii"), -1) if text.isascii() else -1
         return lower.get(text.lower(), -1)
 
-    texts = standard_texts(target_tokenizer)
-    return np.array([-1 if text is None else source(index, text) for index, text in enumerate(texts)], dtype=np.int64)
+    rows = enumerate(zip(target.tokens, target.texts, strict=True))
+    return np.array(
+        [-1 if text is None else copied_from(index, token, text) for index, (token, text) in rows], np.int64
+    )
 
 
 def _match_roles(source_tokenizer, target_tokenizer) -> dict[int, int]:

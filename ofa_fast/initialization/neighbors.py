@@ -1,4 +1,4 @@
-"""Neighbours of target subwords among source subwords, and the rows made from them."""
+"""The nearest source subwords of target subwords."""
 
 from __future__ import annotations
 
@@ -61,16 +61,3 @@ def _search64(queries: torch.Tensor, keys: torch.Tensor, k: int):
             values, order = torch.from_numpy(full).gather(1, chosen).sort(dim=1, descending=True, stable=True)
             scores[rows, :k], indices[rows, :k] = values, chosen.gather(1, order)
     return scores[:, :k], indices[:, :k]
-
-
-def softmax_weights(scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    """softmax(scores / temperature) over the neighbours, float32; padding has weight 0, as does a row of padding."""
-    return torch.softmax(scores / temperature, dim=1).nan_to_num_(0.0).float()
-
-
-def weighted_rows(table: torch.Tensor, neighbors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """``(weights[:, :, None] * table[neighbors]).sum(1)`` without the [n, k, R] product."""
-    device = table.device
-    return functional.embedding_bag(
-        neighbors.clamp_min(0).to(device), table, per_sample_weights=weights.to(device, table.dtype), mode="sum"
-    )

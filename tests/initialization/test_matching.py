@@ -7,7 +7,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ofa_fast.initialization import match_vocabularies
-from ofa_fast.initialization.matching import standard_texts, vocabulary_kind
+from ofa_fast.initialization.matching import read_vocabulary, vocabulary_kind
 
 FILLER = {"##": [f"##filler{i}" for i in range(120)], "▁": [f"▁filler{i}" for i in range(120)], "": []}
 
@@ -51,7 +51,7 @@ def test_vocabulary_kind(tokens, kind):
     ],
 )
 def test_standard_texts(tokens, texts):
-    assert standard_texts(tokenizer_of(tokens)) == texts
+    assert read_vocabulary(tokenizer_of(tokens)).texts == texts
 
 
 def test_kinds_of_trained_tokenizers(tokenizers):
@@ -166,7 +166,7 @@ def test_byte_fallback_tokens(tokenizers):
 
 def test_added_tokens_are_read_as_they_are_written(tokenizers):
     source = tokenizer_of(["Ġthe", "a"], added=[AddedToken("é", normalized=False)])
-    assert standard_texts(source) == [" the", "a", "é"]
+    assert read_vocabulary(source).texts == [" the", "a", "é"]
 
 
 def test_gaps_match_nothing():
