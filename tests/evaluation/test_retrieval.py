@@ -1,0 +1,108 @@
+"""Retrieval accuracy against plain numpy, perfect and random encoders, and the report."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from ofa_fast.evaluation import encode, retrieval, retrieval_accuracy, retrieval_report
+
+
+def numpy_accuracy(queries, keys, k):
+    queries, keys = (x.numpy().astype(np.float64) for x in (queries, keys))
+    cosine = queries @ keys.T / np.linalg.norm(queries, axis=1)[:, None] / np.linalg.norm(keys, axis=1)
+    own = cosine.diagonal()[:, None]
+    above = (cosine > own) | ((cosine == own) & (np.arange(len(keys)) < np.arange(len(keys))[:, None]))
+    return (above.sum(1) < k).mean()
+
+
+def test_a_perfect_encoder_finds_every_translation(model, tokenizer, english):
+    result = retrieval(model, tokenizer, english, [verse.upper() for verse in english])
+    assert result["source_to_target"] == result["target_to_source"] == {"top1": 1.0, "top5": 1.0, "top10": 1.0}
+    assert (result["pairs"], result["dropped"], result["layer"], result["pooling"]) == (200, 0, 2, "mean")
+
+
+def test_unrelated_vectors_are_at_chance():
+    generator = torch.Generator().manual_seed(0)
+    source, target = torch.randn(2, 2000, 64, generator=generator)
+    result = retrieval_accuracy(source, target, (1, 10, 100))
+    assert result["chance"] == {"top1": 1 / 2000, "top10": 10 / 2000, "top100": 100 / 2000}
+    for direction in ("source_to_target", "target_to_source"):
+        assert result[direction]["top1"] < 0.004
+        assert result[direction]["top100"] == pytest.approx(0.05, abs=0.02)  # four standard deviations
+
+
+def test_accuracies_agree_with_numpy(model, tokenizer, english):
+    # A shortened verse is a translation of middling quality.
+    target = [verse[: len(verse) // 3] for verse in english]
+    result = retrieval(model, tokenizer, english, target, layer=1, k=(1, 3, 20))
+    vectors = [encode(model, tokenizer, side, layer=1) for side in (english, target)]
+    for direction, (queries, keys) in (("source_to_target", vectors), ("target_to_source", vectors[::-1])):
+        for k in (1, 3, 20):
+            assert result[direction][f"top{k}"] == numpy_accuracy(queries, keys, k)
+    assert 0.05 < result["mean"]["top1"] < 0.95
+    for name, mean in result["mean"].items():
+        assert mean == (result["source_to_target"][name] + result["target_to_source"][name]) / 2
+
+
+def test_ties_go_to_the_lower_index():
+    source = torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
+    assert retrieval_accuracy(source, source, (1, 2))["mean"] == {"top1": 2 / 3, "top2": 1.0}
+
+
+def test_pairs_with_an_empty_side_are_dropped(model, tokenizer):
+    source = ["one", "", "three", "four", " \t", "six"]
+    target = ["eins", "zwei", "", "vier", "", "<range>"]
+    result = retrieval(model, tokenizer, source, target, k=(1,))
+    assert (result["pairs"], result["dropped"]) == (2, 4)
+
+
+def test_bad_input_is_named(model, tokenizer):
+    with pytest.raises(ValueError, match="must be aligned, got 1 and 2 sentences"):
+        retrieval(model, tokenizer, ["a"], ["a", "b"])
+    with pytest.raises(ValueError, match=r"k: expected numbers from 1 to the 2 pairs, got \(1, 5, 10\)"):
+        retrieval(model, tokenizer, ["a", "b"], ["a", "b"])
+    with pytest.raises(ValueError, match="aligned rows"):
+        retrieval_accuracy(torch.ones(2, 3), torch.ones(3, 3), (1,))
+
+
+@pytest.fixture
+def folder(model, tokenizer, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_the_report_is_that_of_each_pair(folder, model, tokenizer, english, tmp_path):
+    texts = {"eng": english[:30], "upp": [verse.upper() for verse in english[:30]], "xyz": english[60:90]}
+    texts["xyz"][3] = ""
+    (tmp_path / "data").mkdir()
+    for language, text in texts.items():
+        (tmp_path / "data" / f"{language}.txt").write_text("\n".join(text) + "\n")
+
+    report = retrieval_report(folder, tmp_path / "data", tmp_path / "report", k=(1, 5), progress=False)
+
+    assert list(report["languages"]) == ["upp", "xyz"]
+    assert report["languages"]["upp"]["mean"] == {"top1": 1.0, "top5": 1.0}
+    expected = retrieval(model, tokenizer, texts["eng"], texts["xyz"], k=(1, 5))
+    assert report["languages"]["xyz"] == {key: expected[key] for key in report["languages"]["xyz"]}
+    assert report["languages"]["xyz"]["dropped"] == 1
+    assert report["average"]["top5"] == (1 + expected["mean"]["top5"]) / 2
+    assert json.loads((tmp_path / "report.json").read_text()) == report
+    table = (tmp_path / "report.md").read_text()
+    assert "| upp | 30 | 0 | 100.0 | 100.0 | 100.0 | 3.3 |" in table
+    loaded = AutoTokenizer.from_pretrained(folder)
+    in_memory = retrieval_report(model, tmp_path / "data", tokenizer=loaded, k=(1, 5), progress=False)
+    assert in_memory["languages"] == report["languages"]
+
+
+def test_a_report_names_the_language_with_too_few_pairs(folder, tmp_path):
+    (tmp_path / "data").mkdir()
+    for language in ("eng", "deu"):
+        (tmp_path / "data" / f"{language}.txt").write_text("a\nb\n")
+    with pytest.raises(ValueError, match="k: 10 exceeds the 2 pairs of deu"):
+        retrieval_report(folder, tmp_path / "data", progress=False)
