@@ -1,9 +1,20 @@
 """Initialisation of a new vocabulary's table: word vectors, subword vectors, matching, and the OFA recipe."""
 
+from ofa_fast.initialization.build_vectors import build_word_vectors
 from ofa_fast.initialization.matching import match_vocabularies
 from ofa_fast.initialization.recipe import initialize, plan
 from ofa_fast.initialization.result import Initialization
 from ofa_fast.initialization.subwords import subword_vectors
+from ofa_fast.initialization.translation import translation_precision
 from ofa_fast.initialization.word_vectors import WordVectors
 
-__all__ = ["Initialization", "WordVectors", "initialize", "match_vocabularies", "plan", "subword_vectors"]
+__all__ = [
+    "Initialization",
+    "WordVectors",
+    "build_word_vectors",
+    "initialize",
+    "match_vocabularies",
+    "plan",
+    "subword_vectors",
+    "translation_precision",
+]

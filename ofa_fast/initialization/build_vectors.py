@@ -1,0 +1,250 @@
+"""Word vectors of many languages in one space, from nothing but text whose lines are translations of each other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ofa_fast._text import read_lines
+from ofa_fast.initialization.word_vectors import WordVectors
+from ofa_fast.initialization.words import CASES, WordSplitter, written_forms
+from ofa_fast.ops import truncated_svd
+
+_MERGED = "<range>"
+_OVERSAMPLING = 24
+_POWER_ITERATIONS = 4
+
+
+@dataclass
+class _Counts:
+    """How often each word of one language stands in each line, as (word, line, count)."""
+
+    words: list[str]
+    word: np.ndarray
+    line: np.ndarray
+    count: np.ndarray
+
+
+@dataclass
+class _Sparse:
+    """A sparse matrix by rows, multiplied by a dense one as a weighted sum of its rows."""
+
+    starts: torch.Tensor
+    columns: torch.Tensor
+    values: torch.Tensor
+
+    @classmethod
+    def of(cls, row: np.ndarray, column: np.ndarray, value: np.ndarray, rows: int) -> _Sparse:
+        order = np.argsort(row, kind="stable")
+        starts = np.zeros(rows + 1, dtype=np.int64)
+        np.cumsum(np.bincount(row, minlength=rows), out=starts[1:])
+        return cls(
+            torch.from_numpy(starts),
+            torch.from_numpy(column[order].astype(np.int64)),
+            torch.from_numpy(value[order].astype(np.float32)),
+        )
+
+    def __matmul__(self, dense: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.embedding_bag(
+            self.columns, dense, self.starts, mode="sum", per_sample_weights=self.values, include_last_offset=True
+        )
+
+
+def build_word_vectors(
+    files: Mapping[str, str | os.PathLike],
+    dim: int = 200,
+    *,
+    lines: Sequence[int] | Sequence[bool] | np.ndarray | None = None,
+    min_count: int = 2,
+    case: str = "natural",
+    ngrams: int = 3,
+    seed: int = 0,
+    progress: bool = False,
+) -> WordVectors:
+    """Vectors of all words of line-aligned text, [W, dim], close for words that stand in the same lines.
+
+    A word w of any language is described by the lines l in which it stands (sentence identifiers as the signal that all
+    languages share: Levy, Søgaard & Goldberg, EACL 2017), weighted by positive pointwise mutual information and reduced
+    by a truncated singular value decomposition (Levy, Goldberg & Dagan, TACL 2015, sections 2 and 7):
+
+        M[w, l] = max(0, log(#(w, l) · T / (#(w) · #(l)))),   M ≈ U S Vᵀ,   vector(w) = (U S)[w] / ‖(U S)[w]‖
+
+    where #(w, l) counts w in line l, #(w) and #(l) are its sums and T is the sum of all.
+
+    Args:
+        files: language code of three characters → UTF-8 text; line i is the same verse or sentence in every file. An
+            empty line is absent; ``<range>`` means that the line above covers this one too, and its words then count in
+            equal parts in each.
+        dim: the dimension of the vectors, at most the number of lines used.
+        lines: which lines to use, as a mask over all lines or as indices from 0; all by default. Text that covers a
+            line which is not among them is not used at all, so that lines left out are unseen.
+        min_count: words that stand less often in their language are left out.
+        case: ``"natural"``, ``"lower"`` or ``"keep"``, see ``written_forms``.
+        ngrams: where a script has no spaces (Chinese, Thai, …), all substrings of up to so many characters are words.
+        seed: of the start of the decomposition.
+        progress: show a bar.
+
+    Returns:
+        ``WordVectors`` of unit rows in float32, language by language as in ``files``, in each by falling frequency.
+
+    Lines that are present in fewer than two languages are not used. Every run on one machine gives the same result.
+    Twelve languages of the New Testament (114,450 words, 1.7 M pairs of word and line) take 19 s of processor time and
+    0.5 GB beyond what torch needs: about 100 bytes a pair, 8 · W · (dim + 24) bytes, and the text of one file.
+
+    Raises:
+        ValueError: fewer than two files, a code that has not three characters, files of different length, text that is
+            not UTF-8 (with file and line), lines out of range, no words left, or too few lines or words for ``dim``.
+        FileNotFoundError: a file is not there.
+    """
+    _check_options(files, dim, min_count, case, ngrams)
+    texts: dict[str, tuple[np.ndarray, _Counts]] = {}
+    total: int | None = None
+    used: np.ndarray | None = None
+    for language, path in tqdm(files.items(), desc="Counting words", unit=" files", disable=not progress):
+        text = list(read_lines(path, f"files[{language!r}]"))
+        if total is None:
+            total, used = len(text), _line_mask(lines, len(text))
+        if len(text) != total:
+            raise ValueError(f"files[{language!r}]: {path} has {len(text)} lines, but the first file has {total}")
+        texts[language] = _count_words(text, used, WordSplitter(ngrams), case)
+    present = sum(mask.astype(np.int64) for mask, _ in texts.values())
+    kept = np.flatnonzero(present >= 2)
+    if len(kept) == 0:
+        raise ValueError("files: no line is present in two languages")
+    position = np.full(total, -1)
+    position[kept] = np.arange(len(kept))
+
+    words: list[str] = []
+    languages: list[str] = []
+    triples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for language, (_, counts) in texts.items():
+        frequent = _frequent(counts, position, min_count)
+        triples.append((frequent.word + len(words), frequent.line, frequent.count))
+        words += frequent.words
+        languages += [language] * len(frequent.words)
+    word, line, count = map(np.concatenate, zip(*triples, strict=True))
+    shape = len(words), len(kept)
+    if dim > min(shape):
+        raise ValueError(f"dim must be at most {min(shape)}: {shape[0]} words in {shape[1]} lines are left; got {dim}")
+    vectors = _principal_coordinates(*_positive_information(word, line, count), shape, dim, seed, progress)
+    vectors /= vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    return WordVectors(words, vectors.numpy(), languages)
+
+
+def _check_options(files: Mapping, dim: int, min_count: int, case: str, ngrams: int) -> None:
+    if len(files) < 2:
+        raise ValueError(f"files must name the texts of at least two languages, got {len(files)}")
+    for code in files:
+        if len(code) != 3:
+            raise ValueError(f"files: a language is a code of three characters such as 'deu', got {code!r}")
+    for name, value in (("dim", dim), ("min_count", min_count), ("ngrams", ngrams)):
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    if case not in CASES:
+        raise ValueError(f"case must be one of {', '.join(CASES)}, got {case!r}")
+
+
+def _line_mask(lines: Sequence | np.ndarray | None, total: int) -> np.ndarray:
+    if lines is None:
+        return np.ones(total, dtype=bool)
+    chosen = np.asarray(lines)
+    if chosen.dtype == bool:
+        if chosen.shape != (total,):
+            raise ValueError(f"lines: a mask over {total} lines is needed, got the shape {chosen.shape}")
+        return chosen
+    if chosen.ndim != 1 or (chosen.size and chosen.dtype.kind not in "iu"):
+        raise ValueError(f"lines must be a mask or indices, got {chosen.dtype} {chosen.shape}")
+    if chosen.size and not 0 <= int(chosen.min()) <= int(chosen.max()) < total:
+        raise ValueError(f"lines must be from 0 to {total - 1}, got {chosen.min()} to {chosen.max()}")
+    mask = np.zeros(total, dtype=bool)
+    mask[chosen.astype(np.int64)] = True
+    return mask
+
+
+def _count_words(text: list[str], used: np.ndarray, split: WordSplitter, case: str) -> tuple[np.ndarray, _Counts]:
+    """Which lines the language covers, and its counts; words of text that covers n lines count 1/n in each."""
+    covered = np.zeros(len(text), dtype=bool)
+    spellings: dict[str, int] = {}
+    tokens: list[int] = []
+    spans: list[tuple[int, int, int]] = []
+    start = 0
+    while start < len(text):
+        end = start + 1
+        while end < len(text) and text[end] == _MERGED:
+            end += 1
+        if text[start] and text[start] != _MERGED and used[start:end].all():
+            before = len(tokens)
+            tokens += [spellings.setdefault(word, len(spellings)) for word in split(text[start])]
+            spans.append((start, end, len(tokens) - before))
+            covered[start:end] = True
+        start = end
+    token = np.array(tokens, dtype=np.int64)
+    first, last, size = np.array(spans, dtype=np.int64).reshape(-1, 3).T
+
+    counts = np.bincount(token, minlength=len(spellings))
+    forms = written_forms(dict(zip(spellings, counts.tolist(), strict=True)), case)
+    index: dict[str, int] = {}
+    stored = [index.setdefault(forms[spelling], len(index)) for spelling in spellings]
+
+    span = np.repeat(np.arange(len(first)), size)
+    height = (last - first)[span]
+    word = np.repeat(np.array(stored, dtype=np.int64)[token], height)
+    step = np.arange(len(word)) - np.repeat(np.cumsum(height) - height, height)
+    line = np.repeat(first[span], height) + step
+    pair, inverse = np.unique(word * len(text) + line, return_inverse=True)
+    count = np.bincount(inverse, weights=np.repeat(1.0 / height, height), minlength=len(pair))
+    return covered, _Counts(list(index), pair // max(1, len(text)), pair % max(1, len(text)), count)
+
+
+def _frequent(counts: _Counts, position: np.ndarray, min_count: int) -> _Counts:
+    """The words that stand at least ``min_count`` times in the lines kept, the most frequent first."""
+    line = position[counts.line]
+    kept = line >= 0
+    word, line, count = counts.word[kept], line[kept], counts.count[kept]
+    total = np.bincount(word, weights=count, minlength=len(counts.words))
+    # A word of merged lines counts in fractions, whose sum may fall short by rounding.
+    chosen = np.flatnonzero(total > min_count - 1e-6).tolist()
+    chosen.sort(key=lambda index: (-round(total[index], 6), counts.words[index]))
+    rank = np.full(len(counts.words), -1)
+    rank[chosen] = np.arange(len(chosen))
+    word = rank[word]
+    kept = word >= 0
+    return _Counts([counts.words[index] for index in chosen], word[kept], line[kept], count[kept])
+
+
+def _positive_information(
+    word: np.ndarray, line: np.ndarray, count: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The positive entries of M, as (word, line, value)."""
+    of_word, of_line = np.bincount(word, weights=count), np.bincount(line, weights=count)
+    value = np.log(count * count.sum() / (of_word[word] * of_line[line]))
+    positive = value > 0
+    return word[positive], line[positive], value[positive]
+
+
+def _principal_coordinates(
+    row: np.ndarray,
+    column: np.ndarray,
+    value: np.ndarray,
+    shape: tuple[int, int],
+    dim: int,
+    seed: int,
+    progress: bool,
+) -> torch.Tensor:
+    """U S of the leading ``dim`` triples of a sparse matrix M, [rows, dim].
+
+    A subspace of a few more dimensions than asked for is turned towards the leading one by products with MᵀM (Halko,
+    Martinsson & Tropp, SIAM Review 2011, algorithm 4.4); the decomposition inside it is dense and exact.
+    """
+    matrix, transposed = _Sparse.of(row, column, value, shape[0]), _Sparse.of(column, row, value, shape[1])
+    width = min(dim + _OVERSAMPLING, *shape)
+    subspace = torch.randn(shape[1], width, generator=torch.Generator().manual_seed(seed))
+    for _ in tqdm(range(_POWER_ITERATIONS), desc="Decomposing", disable=not progress):
+        subspace = torch.linalg.qr(transposed @ (matrix @ subspace)).Q
+    u, s, _ = truncated_svd(matrix @ subspace, dim)
+    return u * s

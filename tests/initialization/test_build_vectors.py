@@ -1,0 +1,183 @@
+"""Vectors made from aligned verses translate words, come out the same again, and never see the lines left out."""
+
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ofa_fast.initialization import WordVectors, build_word_vectors, translation_precision
+from ofa_fast.initialization.words import WordSplitter, written_forms
+
+VERSES = Path(__file__).parents[2] / "examples" / "data" / "bible"
+GERMAN = [
+    ("God", "Gott"), ("Jesus", "Jesus"), ("king", "König"), ("father", "Vater"), ("mother", "Mutter"), ("son", "Sohn"),
+    ("house", "Haus"), ("water", "Wasser"), ("bread", "Brot"), ("light", "Licht"), ("law", "Gesetz"), ("death", "Tod"),
+    ("spirit", "Geist"), ("heaven", "Himmel"), ("night", "Nacht"), ("day", "Tag"), ("hand", "Hand"), ("name", "Namen"),
+]  # fmt: skip
+
+
+def write(folder: Path, **texts: list[str]) -> dict[str, Path]:
+    for code, text in texts.items():
+        (folder / f"{code}.txt").write_text("".join(f"{line}\n" for line in text), "utf-8")
+    return {code: folder / f"{code}.txt" for code in texts}
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory) -> dict[str, Path]:
+    texts = {code: (VERSES / f"{code}.txt").read_text("utf-8").split("\n")[:1500] for code in ("eng", "deu", "chr")}
+    return write(tmp_path_factory.mktemp("verses"), **texts)
+
+
+@pytest.fixture(scope="module")
+def built(files) -> WordVectors:
+    return build_word_vectors(files, dim=100)
+
+
+def test_built_vectors_translate_far_above_chance(built):
+    result = translation_precision(built, GERMAN, "eng", "deu")
+    chance = 10 / result["candidates"]
+    assert result["queries"] >= 15 and chance < 0.01
+    assert result["precision@1"] >= 0.5 and result["precision@10"] >= 0.7
+
+
+def test_rows_are_unit_and_ordered_by_frequency_within_each_language(built, files):
+    assert built.vectors.dtype == np.float32 and built.vectors.shape[1] == 100
+    np.testing.assert_allclose(np.linalg.norm(built.vectors, axis=1), 1, atol=1e-5)
+    assert list(dict.fromkeys(built.languages)) == list(files)
+    assert {"the", "and", "of"} <= set(built.select(["eng"]).words[:5])
+    assert built.keys[0] == f"eng:${built.words[0]}$"
+
+
+def test_words_are_stored_as_the_text_writes_them(built):
+    german, cherokee = built.select(["deu"]).words, built.select(["chr"]).words
+    assert {"Vater", "und", "Jesus"} <= set(german) and not {"vater", "Und", "jesus"} & set(german)
+    assert all("CHEROKEE LETTER" in unicodedata.name(word[0]) for word in cherokee)
+    assert not any("CHEROKEE SMALL" in unicodedata.name(letter, "") for word in cherokee for letter in word)
+
+
+def test_building_twice_gives_the_same_bytes(files, built):
+    again = build_word_vectors(files, dim=100)
+    assert again.keys == built.keys
+    np.testing.assert_array_equal(again.vectors, built.vectors)
+
+
+def test_lines_left_out_change_nothing(tmp_path, files):
+    used = np.arange(1500) % 5 != 0
+    texts = {code: path.read_text("utf-8").split("\n")[:1500] for code, path in files.items()}
+    for code, text in texts.items():
+        texts[code] = [line if use else f"unseenly {code} words" for line, use in zip(text, used, strict=True)]
+    spoilt = write(tmp_path, **texts)
+    with_mask = build_word_vectors(files, dim=50, lines=used)
+    with_indices = build_word_vectors(spoilt, dim=50, lines=np.flatnonzero(used))
+    assert "unseenly" not in with_indices.words and with_indices.keys == with_mask.keys
+    np.testing.assert_array_equal(with_indices.vectors, with_mask.vectors)
+
+
+def test_a_verse_merged_upwards_counts_in_both_lines_and_never_in_half(tmp_path):
+    english = ["alpha alpha", "beta beta", "gamma gamma", "delta delta"]
+    merged = ["eins zwei eins zwei", "<range>", "drei drei", "vier vier"]
+    files = write(tmp_path, eng=english, deu=merged)
+    built = build_word_vectors(files, dim=3)
+    vector = dict(zip(built.words, built.vectors, strict=True))
+    np.testing.assert_allclose(vector["gamma"] @ vector["drei"], 1, atol=1e-5)
+    assert vector["eins"] @ vector["alpha"] > 0.5 and vector["eins"] @ vector["beta"] > 0.5
+    held = build_word_vectors(files, dim=2, lines=[0, 2, 3])
+    assert "eins" not in held.words and "drei" in held.words
+    assert "alpha" not in held.words, "a line that is left in one language only is not used"
+
+
+def test_absent_lines_are_not_evidence(tmp_path):
+    files = write(
+        tmp_path, eng=["one one", "two two", "three three", "four four"], deu=["eins eins", "", "drei drei", ""]
+    )
+    assert build_word_vectors(files, dim=2).words == ["one", "three", "drei", "eins"]
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("“Don’t go,” he said—twice.", ["Don’t", "go", "he", "said", "twice"]),
+        ("वृद्धं नमस्ते।", ["वृद्धं", "नमस्ते"]),
+        ("well-known 'quoted' 12,345", ["well", "known", "quoted", "12", "345"]),
+        ("ᎾᏍᎩ, ᎤᏁᎳᏅᎯ!", ["ᎾᏍᎩ", "ᎤᏁᎳᏅᎯ"]),
+        ("耶稣说。", ["耶", "稣", "说", "耶稣", "稣说", "耶稣说"]),
+        ("A耶稣B", ["A", "耶", "稣", "耶稣", "B"]),
+        ("ที่นี่", ["ที่", "นี่", "ที่นี่"]),
+        ("… — !", []),
+    ],
+)
+def test_words_of_a_line(line, words):
+    assert list(WordSplitter()(line)) == words
+
+
+def test_spellings():
+    counts = {"The": 9, "the": 1, "Wasser": 5, "WASSER": 1, "ᎠᎹ": 2}
+    natural = {"The": "the", "the": "the", "Wasser": "Wasser", "WASSER": "Wasser", "ᎠᎹ": "ᎠᎹ"}
+    assert written_forms(counts, "natural") == natural
+    assert written_forms(counts, "lower") == {**natural, "Wasser": "wasser", "WASSER": "wasser"}
+    assert written_forms(counts, "keep") == {word: word for word in counts}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dim": 0}, "dim must be at least 1"),
+        ({"dim": 2000}, "dim must be at most"),
+        ({"min_count": 0}, "min_count must be at least 1"),
+        ({"ngrams": 0}, "ngrams must be at least 1"),
+        ({"case": "title"}, "case must be one of natural, lower, keep"),
+        ({"lines": [0, 1500]}, "lines must be from 0 to 1499"),
+        ({"lines": [-1]}, "lines must be from 0 to 1499"),
+        ({"lines": [True, False]}, "a mask over 1500 lines"),
+        ({"lines": [0.5]}, "mask or indices"),
+        ({"lines": []}, "no line is present in two languages"),
+    ],
+)
+def test_bad_options_are_refused_by_name(files, options, message):
+    with pytest.raises(ValueError, match=message):
+        build_word_vectors(files, **options)
+
+
+def test_bad_files_are_refused_by_name(tmp_path, files):
+    with pytest.raises(ValueError, match="at least two languages, got 1"):
+        build_word_vectors({"eng": files["eng"]})
+    with pytest.raises(ValueError, match="code of three characters such as 'deu', got 'german'"):
+        build_word_vectors({"eng": files["eng"], "german": files["deu"]})
+    with pytest.raises(FileNotFoundError, match=r"files\['fra'\].*fra\.txt"):
+        build_word_vectors({"eng": files["eng"], "fra": tmp_path / "fra.txt"})
+    with pytest.raises(ValueError, match=r"deu\.txt has 1 lines, but the first file has 1500"):
+        build_word_vectors({"eng": files["eng"]} | write(tmp_path, deu=["kurz"]))
+    (tmp_path / "bad.txt").write_bytes(b"good\n\xff\n")
+    with pytest.raises(ValueError, match=r"bad\.txt, line 2 is not UTF-8"):
+        build_word_vectors({"eng": tmp_path / "bad.txt", "deu": tmp_path / "bad.txt"})
+
+
+@pytest.fixture
+def four_words() -> WordVectors:
+    vectors = np.array([[1, 0], [0, 1], [1, 0.1], [0.1, 1], [1, 1]], dtype=np.float32)
+    return WordVectors(["water", "bread", "Wasser", "Brot", "und"], vectors, ["eng", "eng", "deu", "deu", "deu"])
+
+
+def test_precision_by_hand(four_words, tmp_path):
+    pairs = [("water", "brot"), ("Bread", "Brot"), ("bread", "Laib"), ("wine", "Wein"), ("water", "und")]
+    expected = {"queries": 2, "candidates": 3, "precision@1": 0.5, "precision@2": 1.0}
+    assert translation_precision(four_words, pairs, "eng", "deu", k=(1, 2)) == expected
+    (tmp_path / "german.txt").write_text("".join(f"{a}\t{b}\n" for a, b in pairs), "utf-8")
+    assert translation_precision(four_words, tmp_path / "german.txt", "eng", "deu", k=(1, 2)) == expected
+    frequent = translation_precision(four_words, pairs, "eng", "deu", k=(1, 10), frequent=1)
+    assert frequent == {"queries": 1, "candidates": 3, "precision@1": 0.0, "precision@10": 1.0}
+
+
+def test_precision_refuses_what_it_cannot_judge(four_words, tmp_path):
+    with pytest.raises(ValueError, match="no word in 'fra', only in deu, eng"):
+        translation_precision(four_words, [("water", "eau")], "eng", "fra")
+    with pytest.raises(ValueError, match="no pair whose words both have vectors"):
+        translation_precision(four_words, [("water", "Wein")], "eng", "deu")
+    with pytest.raises(ValueError, match="k must be numbers from 1"):
+        translation_precision(four_words, [("water", "Wasser")], "eng", "deu", k=(0,))
+    (tmp_path / "bad.txt").write_text("water\tWasser\nbread Brot\n", "utf-8")
+    with pytest.raises(ValueError, match=r"bad\.txt, line 2: expected a word, one tab and a word"):
+        translation_precision(four_words, tmp_path / "bad.txt", "eng", "deu")
