@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import resource
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,6 +40,22 @@ def curve(rows: list[dict]) -> list[dict]:
     ]
 
 
+def losses(rows: list[dict], log_history: list[dict]) -> dict:
+    last = rows[-1]
+    return {
+        "final_loss": float(np.mean([row["loss"] for row in rows[-max(1, len(rows) // 20) :]])),
+        "losses": curve(rows),
+        "evaluations": [
+            {"step": log["step"], **{name: log[f"eval_{name}"] for name in ("loss", "perplexity", "losses")}}
+            for log in log_history
+            if "eval_loss" in log
+        ],
+        "tokens": last["tokens"],
+        "seconds": last["seconds"],
+        "tokens_per_second": last["tokens"] / last["seconds"],
+    }
+
+
 def parameters(model: PreTrainedModel) -> dict[str, int]:
     table = model.get_input_embeddings()
     return {
@@ -53,6 +70,7 @@ def machine(device: torch.device) -> dict:
 
     gpu = device.type == "cuda"
     return {
+        "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "device": torch.cuda.get_device_name(device) if gpu else platform.machine() + " CPU",
         "threads": torch.get_num_threads(),
         # Linux counts the peak resident set in KiB.

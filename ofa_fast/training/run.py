@@ -7,17 +7,17 @@ import math
 import os
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ofa_fast._files import atomic_folder
 from ofa_fast.training import report
 from ofa_fast.training.checkpoints import Checkpoints
 from ofa_fast.training.data import Stream, check_files, masking_collator, packed_sequences
+
+REPORT = "training.json"
 
 # What decides the loss curve: a run is resumed with the same values.
 DECISIVE = (
@@ -105,100 +105,68 @@ def train(
         FileExistsError: ``out``, or an unfinished run beside it, exists, and neither ``resume`` nor ``overwrite``.
         ValueError: a file without text or not UTF-8; a model without masked-language-model head; a tokenizer without
             mask token or with more tokens than the model's table has rows; ``max_length`` over the model's positions;
-            an argument out of range; ``resume`` with other arguments than the run was started with.
-        FloatingPointError: the loss is not finite.
+            an argument out of range; ``resume`` with other arguments than the run was started with; a loss that is
+            not finite.
     """
     arguments = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "progress")}
     _check_numbers(arguments)
     out = Path(out)
     checkpoints = Checkpoints(out)
-    if resume and (out / "training.json").exists():
-        checkpoints.delete()
-        return json.loads((out / "training.json").read_text())
+    if resume and (out / REPORT).exists():
+        return _finished(out, checkpoints)
     if not overwrite:
         _check_unused(out, checkpoints, resume)
-    train_paths = check_files(train_files, "train_files")
-    eval_paths = check_files(eval_files, "eval_files") if eval_files else []
+    files = {
+        "train_files": check_files(train_files, "train_files"),
+        "eval_files": check_files(eval_files, "eval_files") if eval_files else [],
+    }
 
-    from transformers import AutoTokenizer, TrainingArguments, set_seed
+    from transformers import AutoTokenizer, set_seed
     from transformers.utils import logging
 
     from ofa_fast.training.loading import check_tokenizer, digest, load_model, sequence_length
     from ofa_fast.training.trainer import MaskedLMTrainer, Recorder
 
     first_step, checkpoint = checkpoints.latest() if resume else (0, None)
-    args = TrainingArguments(
-        output_dir=str(checkpoints.partial),
-        per_device_train_batch_size=batch_size,
-        per_device_eval_batch_size=batch_size,
-        gradient_accumulation_steps=gradient_accumulation_steps,
-        learning_rate=learning_rate,
-        lr_scheduler_type=schedule,
-        warmup_steps=warmup_steps,
-        weight_decay=weight_decay,
-        max_grad_norm=max_grad_norm,
-        bf16=bf16,
-        seed=seed,
-        use_cpu=device == "cpu" or not torch.accelerator.is_available(),
-        save_strategy="steps",
-        save_steps=save_steps,
-        eval_strategy="steps" if eval_paths else "no",
-        eval_steps=eval_steps or sys.maxsize,
-        eval_on_start=bool(eval_paths) and checkpoint is None,
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        report_to=[],
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        train_sampling_strategy="sequential",
-        dataloader_num_workers=workers,
-        dataloader_pin_memory=torch.cuda.is_available() and device != "cpu",
-        average_tokens_across_devices=True,
-    )
-    logging.disable_progress_bar()  # a bar for each file that it reads or writes, in the middle of ours
+    args = _training_arguments(arguments, checkpoints, bool(eval_files), checkpoint is None)
     is_main = args.process_index == 0
     progress = progress and is_main
+    logging.disable_progress_bar()  # one for each file that it reads or writes, in the middle of ours
 
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model, new_weights = load_model(checkpoint or model_dir)
     check_tokenizer(tokenizer, model)
     max_length = sequence_length(max_length, model)
-    tokenizer_digest = digest(tokenizer)
+    text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress)
     with args.main_process_first(desc="tokenising"):
-        cache = checkpoints.folder / "data"
-        sequences, held_out = (
-            packed_sequences(paths, name, model_dir, tokenizer_digest, max_length, cache, progress) if paths else None
-            for name, paths in (("train_files", train_paths), ("eval_files", eval_paths))
+        train_sequences, eval_sequences = (
+            packed_sequences(paths, name, *text) if paths else None for name, paths in files.items()
         )
     batch = batch_size * gradient_accumulation_steps * args.world_size
-    args.max_steps = steps = steps or math.ceil(epochs * len(sequences) / batch)
-
+    args.max_steps = steps = steps or math.ceil(epochs * len(train_sequences) / batch)
+    run = {
+        **{name: arguments[name] for name in DECISIVE},
+        "steps": steps,
+        "max_length": max_length,
+        "processes": args.world_size,
+        "tokenizer": digest(tokenizer),
+        "train_files": [(path.stem, path.stat().st_size) for path in files["train_files"]],
+    }
     if is_main:
-        run = {
-            **{name: arguments[name] for name in DECISIVE},
-            "steps": steps,
-            "max_length": max_length,
-            "processes": args.world_size,
-            "tokenizer": tokenizer_digest,
-            "train_files": [(path.stem, path.stat().st_size) for path in train_paths],
-        }
-        if checkpoint:
-            checkpoints.resume(run)
-        else:
-            checkpoints.start(run)
+        (checkpoints.resume if checkpoint else checkpoints.start)(run)
 
     trainer = MaskedLMTrainer(
         model=model,
         args=args,
         collator=masking_collator(tokenizer, mlm_probability, seed),
-        train_stream=Stream(sequences, steps * batch, seed),
-        eval_sequences=held_out,
-        eval_labels=[path.stem for path in eval_paths],
+        train_stream=Stream(train_sequences, steps * batch, seed),
+        eval_sequences=eval_sequences,
+        eval_labels=[path.stem for path in files["eval_files"]],
         progress=progress,
     )
     trainer.accelerator.wait_for_everyone()
-    recorder = Recorder(trainer, checkpoints, keep_checkpoints, log_steps, len(sequences) / batch)
+    recorder = Recorder(trainer, checkpoints, keep_checkpoints, log_steps, len(train_sequences) / batch)
     trainer.add_callback(recorder)
     if progress and checkpoint:
         print(f"resuming after step {first_step} of {steps}", file=sys.stderr)
@@ -214,37 +182,71 @@ def train(
         raise SystemExit(128 + recorder.signal)
 
     if is_main:
-        rows = checkpoints.losses()
-        evaluations = [
-            {name.removeprefix("eval_"): log[name] for name in ("step", "eval_loss", "eval_perplexity", "eval_losses")}
-            for log in trainer.state.log_history
-            if "eval_loss" in log
-        ]
-        result = {
+        about = {
             "arguments": {**arguments, "steps": steps, "max_length": max_length},
-            "data": report.text_statistics(sequences, [path.stem for path in train_paths]),
+            "data": report.text_statistics(train_sequences, [path.stem for path in files["train_files"]]),
             "processes": args.world_size,
             "sequences_per_step": batch,
             "parameters": report.parameters(model),
             "new_weights": new_weights,
-            "final_loss": float(np.mean([row["loss"] for row in rows[-max(1, len(rows) // 20) :]])),
-            "losses": report.curve(rows),
-            "evaluations": evaluations,
-            "tokens": rows[-1]["tokens"],
-            "seconds": rows[-1]["seconds"],
-            "tokens_per_second": rows[-1]["tokens"] / rows[-1]["seconds"],
-            "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **report.losses(checkpoints.losses(), trainer.state.log_history),
             **report.machine(args.device),
         }
         with atomic_folder(out, overwrite=overwrite) as work:
             model.save_pretrained(work)
             tokenizer.save_pretrained(work)
             shutil.copyfile(checkpoints.losses_file, work / "losses.csv")
-            report.plot(rows, evaluations, work / "loss.png")
-            (work / "training.json").write_text(json.dumps(result, indent=2, default=str))
-        checkpoints.delete()
+            report.plot(checkpoints.losses(), about["evaluations"], work / "loss.png")
+            (work / REPORT).write_text(json.dumps(about, indent=2, default=str))
     trainer.accelerator.wait_for_everyone()
-    return json.loads((out / "training.json").read_text())
+    return _finished(out, checkpoints)
+
+
+def _finished(out: Path, checkpoints: Checkpoints) -> dict:
+    if os.environ.get("RANK", "0") == "0":
+        checkpoints.delete()
+    return json.loads((out / REPORT).read_text())
+
+
+def _training_arguments(arguments: dict, checkpoints: Checkpoints, evaluate: bool, fresh: bool):
+    from transformers import TrainingArguments
+
+    on_cpu = arguments["device"] == "cpu" or not torch.accelerator.is_available()
+    return TrainingArguments(
+        output_dir=str(checkpoints.partial),
+        per_device_train_batch_size=arguments["batch_size"],
+        per_device_eval_batch_size=arguments["batch_size"],
+        lr_scheduler_type=arguments["schedule"],
+        dataloader_num_workers=arguments["workers"],
+        dataloader_pin_memory=not on_cpu,
+        use_cpu=on_cpu,
+        save_strategy="steps",
+        eval_strategy="steps" if evaluate else "no",
+        eval_on_start=evaluate and fresh,
+        eval_steps=arguments["eval_steps"] or sys.maxsize,
+        # The stream is shuffled already; Recorder and MaskedLMTrainer do the rest.
+        train_sampling_strategy="sequential",
+        remove_unused_columns=False,
+        average_tokens_across_devices=True,
+        ddp_find_unused_parameters=False,
+        logging_strategy="no",
+        logging_nan_inf_filter=False,
+        disable_tqdm=True,
+        report_to=[],
+        **{
+            name: arguments[name]
+            for name in (
+                "gradient_accumulation_steps",
+                "learning_rate",
+                "warmup_steps",
+                "weight_decay",
+                "max_grad_norm",
+                "bf16",
+                "seed",
+                "save_steps",
+            )
+        },
+    )
 
 
 def _check_numbers(arguments: dict) -> None:

@@ -56,27 +56,27 @@ class MaskedLMTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Mean loss and perplexity at masked tokens, of all held-out text and of each file; always the same masks."""
+        """Mean loss and perplexity at masked tokens, of all held-out text and of each label; always the same masks."""
         self.model.eval()
         sequences = self.eval_dataset
-        files = np.asarray(sequences["file"])
+        files, labels = np.asarray(sequences["file"]), list(dict.fromkeys(self.eval_labels))
         size, processes, process = self.args.eval_batch_size, self.args.world_size, self.args.process_index
-        totals = torch.zeros(len(self.eval_labels), 2, dtype=torch.float64, device=self.args.device)
-        for file in range(len(self.eval_labels)):
-            rows = np.flatnonzero(files == file)
+        totals = torch.zeros(len(labels), 2, dtype=torch.float64, device=self.args.device)
+        for part, label in enumerate(labels):
+            rows = np.flatnonzero(np.isin(files, [i for i, own in enumerate(self.eval_labels) if own == label]))
             batches = [rows[begin : begin + size].tolist() for begin in range(0, len(rows), size)]
             mine = batches[process::processes]
-            for batch in tqdm(mine, desc=f"held out: {self.eval_labels[file]}", leave=False, disable=not self.progress):
+            for batch in tqdm(mine, desc=f"held out: {label}", leave=False, disable=not self.progress):
                 inputs = self._prepare_inputs(self.data_collator(examples(sequences, batch, batch)))
                 masked = (inputs["labels"] != -100).sum()
-                totals[file, 0] += self.compute_loss(self.model, inputs).double() * masked
-                totals[file, 1] += masked
+                totals[part, 0] += self.compute_loss(self.model, inputs).double() * masked
+                totals[part, 1] += masked
         totals = self.accelerator.reduce(totals, "sum").cpu()
         mean = [loss / max(masked, 1) for loss, masked in [*totals.tolist(), totals.sum(0).tolist()]]
         metrics = {
             f"{metric_key_prefix}_loss": mean[-1],
             f"{metric_key_prefix}_perplexity": math.exp(min(mean[-1], 700)),
-            f"{metric_key_prefix}_losses": dict(zip(self.eval_labels, mean, strict=False)),
+            f"{metric_key_prefix}_losses": dict(zip(labels, mean, strict=False)),
         }
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
@@ -140,15 +140,15 @@ class Recorder(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
-        self._pending.append(
-            (
-                state.global_step,
-                self._learning_rate,
-                trainer.step_loss,
-                trainer.step_tokens,
-                time.perf_counter() - self._start,
-            )
-        )
+        seconds = time.perf_counter() - self._start
+        row = {
+            "step": state.global_step,
+            "epoch": round(state.global_step / self.steps_per_epoch, 6),
+            "learning_rate": self._learning_rate,
+            "seconds": round(seconds, 4),
+        }
+        # On a GPU the step may still be running: its numbers are fetched later, many at a time.
+        self._pending.append((row, trainer.step_loss, trainer.step_tokens))
         trainer.step_loss = torch.zeros_like(trainer.step_loss)
         trainer.step_tokens = torch.zeros_like(trainer.step_tokens)
         self._bar.update()
@@ -179,27 +179,18 @@ class Recorder(TrainerCallback):
     def _write_losses(self) -> None:
         if not self._pending:
             return
-        accelerator = self.trainer.accelerator
-        losses = accelerator.reduce(torch.stack([row[2] for row in self._pending]), "mean").tolist()
-        tokens = accelerator.reduce(torch.stack([row[3] for row in self._pending]), "sum").tolist()
-        rows = []
-        for (step, rate, _, _, seconds), loss, count in zip(self._pending, losses, tokens, strict=True):
+        rows, losses, tokens = zip(*self._pending, strict=True)
+        reduce = self.trainer.accelerator.reduce
+        losses, tokens = reduce(torch.stack(losses), "mean").tolist(), reduce(torch.stack(tokens), "sum").tolist()
+        for row, loss, count in zip(rows, losses, tokens, strict=True):
             self._tokens += count
-            rows.append(
-                {
-                    "step": step,
-                    "epoch": round(step / self.steps_per_epoch, 6),
-                    "loss": loss,
-                    "learning_rate": rate,
-                    "tokens": self._tokens,
-                    "seconds": round(seconds, 4),
-                }
-            )
+            row |= {"loss": loss, "tokens": self._tokens}
         self._pending.clear()
         bad = next((row for row in rows if not math.isfinite(row["loss"])), None)
         if bad:
-            raise FloatingPointError(
-                f"the loss is {bad['loss']} at step {bad['step']}: try a lower learning rate, or train without bf16"
+            raise ValueError(
+                f"learning_rate: the loss is {bad['loss']} at step {bad['step']}; "
+                "try a lower one, or train without bf16"
             )
         self._bar.set_postfix(loss=f"{np.mean([row['loss'] for row in rows]):.4f}", refresh=False)
         if self.trainer.is_world_process_zero():
