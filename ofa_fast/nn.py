@@ -19,7 +19,8 @@ class _StopGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, rows, stop):
         ctx.save_for_backward(stop)
-        return rows.view_as(rows)
+        ctx.mark_dirty(rows)  # a view of rows would refuse later in-place operations
+        return rows
 
     @staticmethod
     def backward(ctx, grad):

@@ -33,6 +33,13 @@ def test_other_architectures(model_type, tokenizers):
     assert_close(outputs(to_dense(model), BATCH), outputs(model, BATCH), **TOLERANCE)
 
 
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "t5"])
+def test_both_generate_the_same_text(model_type, tokenizers):
+    model = built(model_type, tokenizers)
+    prompt = {"inputs": BATCH["input_ids"], "max_new_tokens": 6, "do_sample": False}
+    assert torch.equal(model.generate(**prompt), to_dense(model).generate(**prompt))
+
+
 def test_untied_head(tokenizers):
     source = source_model("llama", tie_word_embeddings=False)
     model = build_model(source, table(260, 4), tokenizers["bert"], head=table(260, 4))

@@ -43,6 +43,15 @@ def test_padding_row_starts_at_zero_and_gets_no_gradient():
     assert not embedding.coordinates.grad[7].any()
     with torch.inference_mode():
         assert_close(embedding(IDS), embedding.weight[IDS])
+    assert not embedding.requires_grad_(False)(IDS).requires_grad
+
+
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_rows_may_be_changed_in_place(padding_idx):
+    embedding, dense = pair(padding_idx)
+    embedding(IDS).mul_(2).square().sum().backward()
+    dense(IDS).mul_(2).square().sum().backward()
+    assert_close(embedding.basis.grad, embedding.coordinates.detach().T @ dense.weight.grad)
 
 
 def test_fresh_table_has_the_spread_of_a_language_models():
