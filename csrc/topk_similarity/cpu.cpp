@@ -1,0 +1,352 @@
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <limits>
+
+#include "parallel.h"
+#include "topk_similarity/plan.h"
+#include "topk_similarity/topk_similarity.h"
+
+namespace ofa::topk_similarity {
+namespace {
+
+constexpr double infinity = std::numeric_limits<double>::infinity();
+
+class Search {
+ public:
+  Search(const char* queries, const char* keys, Dtype dtype, int64_t query_count, int64_t key_count, int64_t depth,
+         int64_t k, bool cosine, const Plan& plan, const Scratch& scratch)
+      : queries_(queries),
+        keys_(keys),
+        dtype_(dtype),
+        query_count_(query_count),
+        key_count_(key_count),
+        depth_(depth),
+        k_(k),
+        cosine_(cosine),
+        plan_(plan),
+        scratch_(scratch),
+        row_bytes_(depth * (dtype == Dtype::f32 ? 4 : 2)) {}
+
+  void run(float* scores, int64_t* indices, int64_t* report) {
+    measure(keys_, key_count_, scratch_.key_norms.of(0), "keys");
+    measure(queries_, query_count_, scratch_.query_norms.of(0), "queries");
+    if (!cosine_) {
+      const double* norms = scratch_.key_norms.of(0);
+      std::frexp(*std::max_element(norms, norms + key_count_), &key_exponent_);
+    }
+    report[0] = report[1] = 0;
+    for (first_ = 0; first_ < query_count_; first_ += plan_.slab) {
+      slab_ = std::min(plan_.slab, query_count_ - first_);
+      clear();
+      if (plan_.screened) {
+        encode_queries();
+        for (chunk_ = 0; chunk_ < key_count_; chunk_ += plan_.chunk) {
+          encode_keys();
+          screen();
+        }
+      } else {
+        scan();
+      }
+      finish(scores, indices, report);
+    }
+  }
+
+ private:
+  static constexpr int64_t group = 512;  // rows of one task
+
+  struct Task {
+    Search* search;
+    int64_t query, segment, key;  // the first query in the slab, the first key in the table
+    int worker;
+  };
+
+  State& state(int64_t segment, int64_t query) const { return scratch_.states.of(segment)[query]; }
+  Candidate* candidates(int64_t segment, int64_t query) const {
+    return scratch_.candidates.of(segment) + query * plan_.capacity;
+  }
+  double query_norm(int64_t query) const { return scratch_.query_norms.of(0)[first_ + query]; }
+
+  // Norms of all rows. The squared norm of float32 values is finite in float64, unless one of them is not.
+  void measure(const char* rows, int64_t count, double* norms, const char* argument) {
+    std::atomic<int64_t> bad{count};
+    parallel_for(ceil_div(count, group), plan_.threads, [&](int64_t task, int worker) {
+      const int64_t begin = task * group, size = std::min(group, count - begin);
+      exact_.squared_norms(rows + begin * row_bytes_, dtype_, size, depth_, norms + begin, scratch_.row.of(worker));
+      for (int64_t row = begin; row < begin + size; ++row) {
+        if (!std::isfinite(norms[row]))
+          for (int64_t known = bad; row < known && !bad.compare_exchange_weak(known, row);) continue;
+        norms[row] = std::sqrt(norms[row]);
+      }
+    });
+    if (bad < count)
+      throw std::invalid_argument(std::string(argument) + " must be finite, got NaN or infinity in row " +
+                                  std::to_string(bad));
+  }
+
+  // Scores are held in units of a power of two, in which no bound overflows or underflows.
+  int exponent(int64_t query) const {
+    if (cosine_) return 0;
+    int exponent;
+    std::frexp(query_norm(query), &exponent);
+    return exponent + key_exponent_;
+  }
+
+  void clear() {
+    for (int64_t segment = 0; segment < plan_.segments; ++segment)
+      std::fill_n(scratch_.states.of(segment), slab_, State{-infinity, 0, 0, 0});
+  }
+
+  void encode_queries() {
+    const int tile = screen_.query_tile;
+    const double roundoff = (depth_ + 16) * 0x1p-24;
+    const double arithmetic = screen_.exact_products ? 0.0 : roundoff / (1.0 - roundoff);
+    constexpr double slack = 0x1p-20;  // covers the rounding of the comparison itself and of the float64 scores
+    parallel_for(ceil_div(slab_, tile), plan_.threads, [&](int64_t task, int worker) {
+      const int64_t at = task * tile, count = std::min<int64_t>(tile, slab_ - at);
+      const Encoded out{scratch_.query_codes.of(0) + at * plan_.code_bytes, scratch_.query_scale.of(0) + at,
+                        scratch_.query_residual.of(0) + at, scratch_.offset.of(0) + at};
+      screen_.encode(queries_ + (first_ + at) * row_bytes_, dtype_, count, depth_,
+                     scratch_.query_norms.of(0) + first_ + at, tile, out, scratch_.row.of(worker));
+      for (int64_t q = at; q < at + tile; ++q) {
+        const double scale = scratch_.query_scale.of(0)[q], residual = scratch_.query_residual.of(0)[q];
+        const bool none = scale == 0;
+        // |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, in units of the query's scale
+        scratch_.slope.of(0)[q] = none ? 0 : (residual + arithmetic + slack * (1 + residual)) / scale;
+        scratch_.reach.of(0)[q] = none ? 0 : (1 + residual) * (1 + slack) / scale;
+        scratch_.query_unit.of(0)[q] =
+            none || cosine_ ? scale : scale * std::ldexp(query_norm(q), key_exponent_ - exponent(q));
+        for (int64_t segment = 0; segment < plan_.segments; ++segment)
+          scratch_.threshold.of(segment)[q] = none ? infinity : -infinity;
+      }
+    });
+  }
+
+  void encode_keys() {
+    const int tile = screen_.key_tile;
+    const int64_t size = std::min(plan_.chunk, key_count_ - chunk_);
+    parallel_for(ceil_div(size, tile), plan_.threads, [&](int64_t task, int worker) {
+      const int64_t at = task * tile, count = std::min<int64_t>(tile, size - at);
+      const double* norms = scratch_.key_norms.of(0) + chunk_ + at;
+      float *scale = scratch_.key_scale.of(0) + at, *residual = scratch_.key_residual.of(0) + at,
+            *norm = scratch_.key_norm.of(0) + at;
+      screen_.encode(keys_ + (chunk_ + at) * row_bytes_, dtype_, count, depth_, norms, tile,
+                     Encoded{scratch_.key_codes.of(0) + at * plan_.code_bytes, scale, residual, nullptr},
+                     scratch_.row.of(worker));
+      float largest_norm = 0, largest_residual = 0;
+      for (int64_t i = 0; i < tile; ++i) {
+        const double relative = scale[i] == 0 ? 0 : cosine_ ? 1 : std::ldexp(norms[i], -key_exponent_);
+        scale[i] = static_cast<float>(scale[i] * relative);
+        norm[i] = relative == 0 ? 0.0f : static_cast<float>(std::max(relative, 0x1p-60) * (1 + 0x1p-22));
+        residual[i] = static_cast<float>(norm[i] * residual[i] * (1 + 0x1p-22));
+        largest_norm = std::max(largest_norm, norm[i]);
+        largest_residual = std::max(largest_residual, residual[i]);
+      }
+      scratch_.tile_norm.of(0)[task] = largest_norm;
+      scratch_.tile_residual.of(0)[task] = largest_residual;
+    });
+  }
+
+  void screen() {
+    const int64_t tiles = ceil_div(std::min(plan_.chunk, key_count_ - chunk_), screen_.key_tile);
+    const int64_t blocks = ceil_div(slab_, plan_.block);
+    parallel_for(blocks * plan_.segments, plan_.threads, [&](int64_t number, int worker) {
+      const int64_t segment = number / blocks, query = number % blocks * plan_.block;
+      const int64_t tile = tiles * segment / plan_.segments, key = tile * screen_.key_tile;
+      Task task{this, query, segment, key, worker};
+      Screen arguments;
+      arguments.queries = scratch_.query_codes.of(0) + query * plan_.code_bytes;
+      arguments.offset = scratch_.offset.of(0) + query;
+      arguments.threshold = scratch_.threshold.of(segment) + query;
+      arguments.slope = scratch_.slope.of(0) + query;
+      arguments.reach = scratch_.reach.of(0) + query;
+      arguments.query_tiles = ceil_div(std::min(plan_.block, slab_ - query), screen_.query_tile);
+      arguments.keys = scratch_.key_codes.of(0) + key * plan_.code_bytes;
+      arguments.key_scale = scratch_.key_scale.of(0) + key;
+      arguments.tile_norm = scratch_.tile_norm.of(0) + tile;
+      arguments.tile_residual = scratch_.tile_residual.of(0) + tile;
+      arguments.key_tiles = tiles * (segment + 1) / plan_.segments - tile;
+      arguments.depth = depth_;
+      arguments.hit = [](void* context, int64_t query, int64_t key, float product) {
+        const Task& task = *static_cast<Task*>(context);
+        task.search->hit(task, task.query + query, task.key + key, product);
+      };
+      arguments.context = &task;
+      screen_.run(arguments);
+    });
+  }
+
+  void hit(const Task& task, int64_t query, int64_t key, float product) {
+    if (chunk_ + key >= key_count_) return;
+    const double unit = scratch_.query_unit.of(0)[query];
+    const double score = unit * product * scratch_.key_scale.of(0)[key];
+    const double error = unit * (1 + 0x1p-20) *
+                         (static_cast<double>(scratch_.slope.of(0)[query]) * scratch_.key_norm.of(0)[key] +
+                          static_cast<double>(scratch_.reach.of(0)[query]) * scratch_.key_residual.of(0)[key]);
+    State& state = this->state(task.segment, query);
+    const Candidate candidate{score, static_cast<float>(error), static_cast<int32_t>(chunk_ + key)};
+    // A key that can only equal the threshold loses to the k before it by its index.
+    if (candidate.high() <= state.threshold) return;
+    candidates(task.segment, query)[state.count++] = candidate;
+    if (state.count == plan_.capacity) compact(task.segment, query, task.worker);
+  }
+
+  // Makes room: drops what the bounds rule out and, where that is little, decides the rest exactly.
+  void compact(int64_t segment, int64_t query, int worker) {
+    State& state = this->state(segment, query);
+    Candidate* list = candidates(segment, query);
+    state.count = drop(list, state.count, state.threshold, worker);
+    if (state.count > (plan_.capacity + k_) / 2) {
+      const int64_t rescored = rescore(list, state.count, query, worker);
+      state.rescored += rescored;
+      state.undecided += rescored > 0;
+      std::nth_element(list, list + k_ - 1, list + state.count, before);
+      state.count = k_;
+      state.threshold = list[k_ - 1].score;
+    }
+    if (!plan_.screened) return;
+    const double limit = state.threshold / scratch_.query_unit.of(0)[query];
+    const double lowered = limit - std::abs(limit) * 0x1p-21 - (limit == 0 ? 0 : 1e-30);
+    scratch_.threshold.of(segment)[query] = static_cast<float>(lowered);
+  }
+
+  // Keeps the candidates that may be among the k best, given that all may; raises the threshold.
+  int64_t drop(Candidate* list, int64_t count, double& threshold, int worker) const {
+    double* lows = scratch_.lows.of(worker);
+    for (int64_t i = 0; i < count; ++i) lows[i] = list[i].low();
+    std::nth_element(lows, lows + k_ - 1, lows + count, std::greater<double>());
+    threshold = std::max(threshold, lows[k_ - 1]);
+    const double limit = threshold;
+    return std::remove_if(list, list + count, [=](const Candidate& c) { return c.high() < limit; }) - list;
+  }
+
+  // Gives every candidate its true score.
+  int64_t rescore(Candidate* list, int64_t count, int64_t query, int worker) const {
+    int32_t *positions = scratch_.positions.of(worker), *indices = scratch_.indices.of(worker);
+    int64_t open = 0;
+    for (int64_t i = 0; i < count; ++i)
+      if (list[i].error != 0) {
+        positions[open] = static_cast<int32_t>(i);
+        indices[open++] = list[i].index;
+      }
+    const double* scores = true_scores(indices, open, query, worker);
+    for (int64_t i = 0; i < open; ++i) list[positions[i]] = {scores[i], 0.0f, indices[i]};
+    return open;
+  }
+
+  const double* true_scores(const int32_t* indices, int64_t count, int64_t query, int worker) const {
+    double *dots = scratch_.dots.of(worker), *wide = scratch_.wide.of(worker);
+    exact_.widen(queries_ + (first_ + query) * row_bytes_, dtype_, depth_, wide);
+    exact_.dots(wide, keys_, dtype_, indices, count, depth_, dots, scratch_.row.of(worker));
+    const double* key_norms = scratch_.key_norms.of(0);
+    const double norm = query_norm(query), unit = std::ldexp(1.0, -exponent(query));
+    for (int64_t i = 0; i < count; ++i) {
+      const double norms = norm * key_norms[indices[i]];
+      dots[i] = !cosine_ ? dots[i] * unit : norms > 0 ? dots[i] / norms : 0.0;
+    }
+    return dots;
+  }
+
+  // Without a screen: every key's true score.
+  void scan() {
+    parallel_for(slab_ * plan_.segments, plan_.threads, [&](int64_t task, int worker) {
+      const int64_t segment = task % plan_.segments, query = task / plan_.segments;
+      State& state = this->state(segment, query);
+      Candidate* list = candidates(segment, query);
+      int32_t* indices = scratch_.indices.of(worker);
+      const int64_t end = key_count_ * (segment + 1) / plan_.segments;
+      for (int64_t key = key_count_ * segment / plan_.segments; key < end;) {
+        const int64_t size = std::min(end - key, plan_.capacity);
+        for (int64_t i = 0; i < size; ++i) indices[i] = static_cast<int32_t>(key + i);
+        const double* scores = true_scores(indices, size, query, worker);
+        for (int64_t i = 0; i < size; ++i) {
+          if (scores[i] <= state.threshold) continue;
+          list[state.count++] = {scores[i], 0.0f, static_cast<int32_t>(key + i)};
+          if (state.count == plan_.capacity) compact(segment, query, worker);
+        }
+        key += size;
+        state.rescored += size;
+      }
+    });
+  }
+
+  void finish(float* scores, int64_t* indices, int64_t* report) {
+    parallel_for(ceil_div(slab_, 16), plan_.threads, [&](int64_t task, int worker) {
+      for (int64_t query = task * 16; query < std::min(task * 16 + 16, slab_); ++query) {
+        float* score = scores + (first_ + query) * k_;
+        int64_t* index = indices + (first_ + query) * k_;
+        if (query_norm(query) == 0) {
+          for (int64_t i = 0; i < k_; ++i) score[i] = 0.0f, index[i] = i;
+          continue;
+        }
+        Candidate* list = scratch_.merged.of(worker);
+        int64_t count = 0;
+        double threshold = -infinity;
+        for (int64_t segment = 0; segment < plan_.segments; ++segment) {
+          const int64_t size = state(segment, query).count;
+          std::copy_n(candidates(segment, query), size, list + count);
+          threshold = std::max(threshold, state(segment, query).threshold);
+          count += size;
+        }
+        count = drop(list, count, threshold, worker);
+        state(0, query).rescored += rescore(list, count, query, worker);
+        std::partial_sort(list, list + k_, list + count, before);
+        const int exponent = this->exponent(query);
+        for (int64_t i = 0; i < k_; ++i) {
+          score[i] = static_cast<float>(std::ldexp(list[i].score, exponent));
+          index[i] = list[i].index;
+        }
+      }
+    });
+    for (int64_t query = 0; query < slab_; ++query) {
+      int64_t undecided = 0;
+      for (int64_t segment = 0; segment < plan_.segments; ++segment) {
+        undecided += state(segment, query).undecided;
+        report[1] += state(segment, query).rescored;
+      }
+      report[0] += undecided > 0;
+    }
+  }
+
+  const char *queries_, *keys_;
+  const Dtype dtype_;
+  const int64_t query_count_, key_count_, depth_, k_;
+  const bool cosine_;
+  const Plan& plan_;
+  const Scratch& scratch_;
+  const int64_t row_bytes_;
+  const TopkExact& exact_ = OFA_SELECT(topk_exact);
+  const TopkScreen& screen_ = plan_.screen;
+  int key_exponent_ = 0;
+  int64_t first_ = 0, slab_ = 0, chunk_ = 0;
+};
+
+}  // namespace
+
+int64_t workspace(int64_t queries, int64_t keys, int64_t depth, int64_t k, int threads) {
+  Workspace measure;
+  Scratch(measure, Plan(queries, keys, depth, k, threads), queries, keys, depth);
+  return measure.bytes();
+}
+
+void forward(Tensor queries_tensor, Tensor keys_tensor, int64_t k, bool cosine, Tensor scores_tensor,
+             Tensor indices_tensor, Tensor report_tensor, Tensor workspace, int threads) {
+  const int64_t queries = queries_tensor.size(0), keys = keys_tensor.size(0), depth = keys_tensor.size(1);
+  const Dtype dtype = keys_tensor.dtype();
+  if (queries_tensor.dtype() != dtype || (dtype != Dtype::f32 && dtype != Dtype::f16 && dtype != Dtype::bf16))
+    throw std::invalid_argument("queries and keys must share one dtype: float32, float16 or bfloat16");
+  if (k < 1 || k > keys) throw std::invalid_argument("k must lie in [1, K]");
+  if (keys > std::numeric_limits<int32_t>::max()) throw std::invalid_argument("keys must have fewer than 2^31 rows");
+  const char* query_rows = static_cast<const char*>(queries_tensor.data("queries", {queries, depth}));
+  const char* key_rows = static_cast<const char*>(keys_tensor.data("keys", {keys, depth}));
+  float* scores = scores_tensor.data<float>("scores", {queries, k});
+  int64_t* indices = indices_tensor.data<int64_t>("indices", {queries, k});
+  int64_t* report = report_tensor.data<int64_t>("report", {2});
+
+  const Plan plan(queries, keys, depth, k, threads);
+  Workspace memory(workspace);
+  const Scratch scratch(memory, plan, queries, keys, depth);
+  Search(query_rows, key_rows, dtype, queries, keys, depth, k, cosine, plan, scratch).run(scores, indices, report);
+}
+
+}  // namespace ofa::topk_similarity

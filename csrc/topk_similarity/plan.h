@@ -1,0 +1,103 @@
+// What the search keeps of each query, how it divides its work, and the memory that takes.
+#pragma once
+
+#include <algorithm>
+
+#include "topk_similarity/kernels.h"
+#include "workspace.h"
+
+namespace ofa::topk_similarity {
+
+inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// A key that may be among the k best. Its true score is within `error` of `score`; exactly `score` if error is 0.
+struct Candidate {
+  double score;
+  float error;
+  int32_t index;
+  double low() const { return score - error; }
+  double high() const { return score + error; }
+};
+
+inline bool before(const Candidate& a, const Candidate& b) {
+  return a.score != b.score ? a.score > b.score : a.index < b.index;
+}
+
+// What is known of one query over one segment of the keys.
+struct State {
+  double threshold;  // k keys seen so far have at least this score
+  int64_t count, rescored, undecided;
+};
+
+// How the work is divided. Nothing here changes the result.
+struct Plan {
+  const TopkScreen& screen = OFA_SELECT(topk_screen);
+  bool screened;
+  int64_t capacity;    // candidates held for a query
+  int64_t slab;        // queries whose candidates are held at once: the keys are encoded anew for each slab
+  int64_t block;       // queries of one task
+  int64_t segments;    // parts of the keys with candidates of their own, so that few queries keep many threads busy
+  int64_t code_bytes;  // of one encoded row
+  int64_t chunk;       // keys encoded at once: they stay in a core's L2 cache while all queries pass
+  int threads;
+
+  Plan(int64_t queries, int64_t keys, int64_t depth, int64_t k, int threads) : threads(threads) {
+    if (queries * keys * depth < 500000) this->threads = threads = 1;
+    screened = queries >= 8 && depth <= 1 << 17;  // beyond, encoding costs more than it saves, or sums may overflow
+    capacity = 2 * k + 96;
+    const int64_t unit = screened ? screen.query_tile : 1;
+    code_bytes = screened ? round_up(depth, screen.step) * screen.code_size : 0;
+
+    slab = round_up(std::min(queries, std::max<int64_t>(unit, (24 << 20) / (capacity * sizeof(Candidate)))), unit);
+    block = screened ? std::clamp(round_up(ceil_div(slab, threads), unit), unit, round_up(120, unit)) : 1;
+    segments = std::min(ceil_div(threads, ceil_div(slab, block)), ceil_div(keys, 4096));
+    segments = std::max<int64_t>(segments, 1);
+    slab = std::max(unit, round_up(slab / segments, unit));
+    const int64_t cached = segments * (1 << 20) / (code_bytes + 1);
+    chunk = screened ? round_up(std::min(keys, std::max<int64_t>(1024, cached)), screen.key_tile) : 0;
+  }
+};
+
+struct Scratch {
+  Workspace::Array<double> key_norms, query_norms;
+  Workspace::Array<char> key_codes, query_codes;
+  Workspace::Array<float> key_scale, key_residual, key_norm, tile_norm, tile_residual;
+  Workspace::Array<float> query_scale, query_residual, slope, reach, threshold;
+  Workspace::Array<int32_t> offset;
+  Workspace::Array<double> query_unit;
+  Workspace::Array<State> states;
+  Workspace::Array<Candidate> candidates, merged;
+  Workspace::Array<double> lows, dots, wide;
+  Workspace::Array<int32_t> positions, indices;
+  Workspace::Array<float> row;
+
+  Scratch(Workspace& memory, const Plan& plan, int64_t queries, int64_t keys, int64_t depth)
+      : key_norms(memory, keys),
+        query_norms(memory, queries),
+        key_codes(memory, plan.chunk * plan.code_bytes),
+        query_codes(memory, plan.slab * plan.code_bytes),
+        key_scale(memory, plan.chunk),
+        key_residual(memory, plan.chunk),
+        key_norm(memory, plan.chunk),
+        tile_norm(memory, plan.chunk / plan.screen.key_tile),
+        tile_residual(memory, plan.chunk / plan.screen.key_tile),
+        query_scale(memory, plan.slab),
+        query_residual(memory, plan.slab),
+        slope(memory, plan.slab),
+        reach(memory, plan.slab),
+        threshold(memory, plan.slab, plan.segments),
+        offset(memory, plan.slab),
+        query_unit(memory, plan.slab),
+        states(memory, plan.slab, plan.segments),
+        candidates(memory, plan.slab * plan.capacity, plan.segments),
+        merged(memory, plan.capacity * plan.segments, plan.threads),
+        lows(memory, plan.capacity * plan.segments, plan.threads),
+        dots(memory, plan.capacity * plan.segments, plan.threads),
+        wide(memory, round_up(depth, 8), plan.threads),
+        positions(memory, plan.capacity * plan.segments, plan.threads),
+        indices(memory, plan.capacity * plan.segments, plan.threads),
+        row(memory, scratch_size(depth), plan.threads) {}
+};
+
+}  // namespace ofa::topk_similarity

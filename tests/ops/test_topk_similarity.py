@@ -1,0 +1,281 @@
+"""The top-k similarity search: the five checks, exactness to the bit on hostile inputs, and the errors."""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from checks import fullgraph, gradcheck, in_every_dtype, on_every_backend, opcheck, threads, use, values
+
+from ofa_fast.ops import topk_similarity
+from ofa_fast.ops.topk_similarity import reference
+
+SHAPES = {  # Q, K, d, k
+    "small": (7, 11, 3, 4),
+    "odd": (19, 203, 27, 10),
+    "screened": (40, 500, 17, 10),
+    "one query": (1, 40, 9, 3),
+    "one key": (9, 1, 5, 1),
+    "one number": (1, 1, 1, 1),
+    "no queries": (0, 6, 4, 2),
+    "no columns": (9, 6, 0, 2),
+    "all keys": (10, 64, 17, 64),
+    "many neighbours": (9, 1100, 7, 1000),
+}
+metrics = pytest.mark.parametrize("metric", ["cosine", "dot"])
+
+
+def make(q, n, d, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(q + n + d)
+    queries = torch.randn(q, d, generator=generator, dtype=torch.float64).to(dtype)
+    return queries, torch.randn(n, d, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def truth(queries, keys, k, metric):
+    """Scores and order in numpy: eight lanes of float64 products, then halves added to halves."""
+    q, x = queries.double().numpy(), keys.double().numpy()
+
+    def dot(a, b):
+        lanes = np.zeros((8, *np.broadcast_shapes(a.shape[:-1], b.shape[:-1])))
+        for i in range(a.shape[-1]):
+            lanes[i % 8] += a[..., i] * b[..., i]
+        for half in (4, 2, 1):
+            lanes = lanes[:half] + lanes[half:]
+        return lanes[0]
+
+    scores = dot(q[:, None], x[None])
+    if metric == "cosine":
+        norms = np.sqrt(dot(q, q))[:, None] * np.sqrt(dot(x, x))[None]
+        scores = np.divide(scores, norms, out=np.zeros_like(scores), where=norms > 0)
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return torch.from_numpy(np.take_along_axis(scores, order, 1)).float(), torch.from_numpy(order)
+
+
+def assert_exact(queries, keys, k, metric):
+    scores, indices = topk_similarity(queries, keys, k, metric)
+    true_scores, true_indices = truth(queries, keys, k, metric)
+    assert torch.equal(indices, true_indices)
+    assert torch.equal(scores, true_scores)
+
+
+@on_every_backend
+@in_every_dtype
+@metrics
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s not in ("one number", "no columns")])  # constant cosines
+def test_values(name, dtype, metric, shape):
+    q, n, d, k = SHAPES[shape]
+    queries, keys = make(q, n, d, torch.float64)
+    leaves = queries.requires_grad_(), keys.requires_grad_()
+    with use(name):
+        values(topk_similarity, reference.topk_similarity, (*leaves, k, metric), dtype)
+        values(topk_similarity, reference.topk_similarity, (*leaves, k, metric), dtype, stretched=True)
+
+
+@on_every_backend
+@in_every_dtype
+@metrics
+@pytest.mark.parametrize("shape", [s for s in SHAPES if s != "no queries"])
+def test_exact(name, dtype, metric, shape):
+    q, n, d, k = SHAPES[shape]
+    with use(name):
+        assert_exact(*make(q, n, d, dtype), k, metric)
+
+
+def hostile(kind, rows, rng):
+    """Rows that break a search which trusts its approximate scores."""
+    n = len(rows)
+    return {
+        "tied": np.sign(rows),
+        "duplicates": rows[rng.integers(max(1, n // 20), size=n)],
+        "one row throughout": rows[:1].repeat(n, 0),
+        "almost one row": rows[:1] + 1e-4 * rows,
+        "ever better": np.abs(rows[:1]) + np.linspace(2, 0, n)[:, None] * np.abs(rows),
+        "half zero": rows * (rng.random((n, 1)) < 0.5),
+        "all zero": 0 * rows,
+        "negative": -np.abs(rows),
+        "tiny": 1e-30 * rows,
+        "huge": 1e30 * rows,
+        "denormal": 1e-40 * rows,
+        "all magnitudes": rows * 10.0 ** rng.uniform(-36, 36, (n, 1)),
+        "one large entry": np.where(np.arange(rows.shape[1]) == 1, 1e4, rows),
+        "heavy tails": rng.standard_t(2, rows.shape),
+    }[kind]
+
+
+HOSTILE = [
+    "tied", "duplicates", "one row throughout", "almost one row", "ever better", "half zero", "all zero", "negative",
+    "tiny", "huge", "denormal", "all magnitudes", "one large entry", "heavy tails",
+]  # fmt: skip
+
+
+@on_every_backend
+@metrics
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_exact_on_hostile_inputs(name, metric, kind):
+    rng = np.random.default_rng(5)
+    keys = torch.from_numpy(hostile(kind, rng.standard_normal((900, 24)), rng)).float()
+    plain = torch.from_numpy(rng.standard_normal((15, 24))).float()
+    with use(name):
+        for queries in (plain, plain.abs(), keys[5:20], torch.zeros(15, 24)):
+            assert_exact(queries, keys, 10, metric)
+            assert_exact(queries[:2], keys, 10, metric)
+
+
+@metrics
+def test_300_random_cases(metric):
+    rng = np.random.default_rng(11)
+    for _ in range(150):
+        q, n, d, kind = rng.integers(1, 40), rng.integers(1, 400), rng.integers(1, 50), rng.integers(len(HOSTILE))
+        dtype = (torch.float32, torch.bfloat16, torch.float16)[rng.integers(3)]
+        limit = torch.finfo(dtype).max
+        keys = np.clip(hostile(HOSTILE[kind], rng.standard_normal((n, d + 1)), rng), -limit, limit)
+        queries = torch.from_numpy(np.clip(rng.standard_normal((q, d + 1)), -limit, limit)).to(dtype)
+        assert_exact(queries, torch.from_numpy(keys).to(dtype), int(rng.integers(1, n + 1)), metric)
+
+
+@on_every_backend
+def test_non_contiguous_rows(name):
+    queries, keys = make(20, 300, 32)
+    expected = topk_similarity(queries, keys, 7)
+    strided = torch.stack([keys, -keys], 2).flatten(1)[:, ::2]
+    with use(name):
+        for q, x in ((queries.T.contiguous().T, keys), (queries, strided), (queries[::2], keys.T.contiguous().T)):
+            scores, indices = topk_similarity(q, x, 7)
+            step = 20 // len(q)
+            assert torch.equal(scores, expected[0][::step])
+            assert torch.equal(indices, expected[1][::step])
+
+
+@metrics
+def test_gradcheck(metric):
+    queries, keys = (x.requires_grad_() for x in make(5, 12, 4, torch.float64))
+    gradcheck(lambda q, x: topk_similarity(q, x, 3, metric)[0], (queries, keys))
+
+
+@metrics
+def test_zero_vectors_have_no_cosine_gradient(metric):
+    queries, keys = make(9, 30, 6)
+    queries[2], keys[4] = 0, 0
+    leaves = queries.requires_grad_(), keys.requires_grad_()
+    values(topk_similarity, reference.topk_similarity, (*leaves, 30, metric), torch.float32)
+
+
+def test_gradient_of_one_side_only():
+    queries, keys = make(9, 30, 6)
+    expected = torch.autograd.grad(topk_similarity(queries.requires_grad_(), keys, 4)[0].sum(), queries)[0]
+    both = torch.autograd.grad(topk_similarity(queries, keys.requires_grad_(), 4)[0].sum(), (queries, keys))
+    assert torch.equal(both[0], expected)
+    assert keys.grad is None
+
+
+@on_every_backend
+def test_opcheck(name):
+    with use(name):
+        for metric in ("cosine", "dot"):
+            opcheck(torch.ops.ofa_fast.topk_similarity.default, (*make(9, 40, 6), 5, metric))
+
+
+@on_every_backend
+@metrics
+def test_fullgraph(name, metric):
+    queries, keys = (x.requires_grad_() for x in make(9, 40, 6))
+    with use(name):
+        fullgraph(lambda q, x: topk_similarity(q, x, 5, metric)[0], (queries, keys))
+
+
+@on_every_backend
+@pytest.mark.parametrize("q", [3, 300])
+def test_threads_do_not_change_the_result(name, q):
+    queries, keys = make(q, 9000, 20)
+    queries.requires_grad_(), keys.requires_grad_()
+
+    def outcome():
+        scores, indices = topk_similarity(queries, keys, 10)
+        return scores, indices, *torch.autograd.grad(scores.sin().sum(), (queries, keys))
+
+    with use(name):
+        with threads(1):
+            expected = outcome()
+        for count in (2, 5):
+            with threads(count):
+                assert all(torch.equal(a, b) for a, b in zip(outcome(), expected, strict=True))
+
+
+def test_concurrent_calls():
+    queries, keys = make(100, 2000, 24)
+    expected = topk_similarity(queries, keys, 10)
+    wrong = []
+
+    def call():
+        for _ in range(10):
+            scores, indices = topk_similarity(queries, keys, 10)
+            if not (torch.equal(scores, expected[0]) and torch.equal(indices, expected[1])):
+                wrong.append(1)
+
+    team = [threading.Thread(target=call) for _ in range(4)]
+    for thread in team:
+        thread.start()
+    for thread in team:
+        thread.join()
+    assert not wrong
+
+
+def test_forked_child():
+    queries, keys = make(100, 2000, 24)
+    expected = topk_similarity(queries, keys, 10)  # the parent's threads exist before the fork
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is the point here
+        child = os.fork()
+    if child == 0:
+        torch.utils.deterministic.fill_uninitialized_memory = False  # torch's own threads would hang in the child
+        scores, indices = topk_similarity(queries, keys, 10)
+        os._exit(0 if torch.equal(scores, expected[0]) and torch.equal(indices, expected[1]) else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@on_every_backend
+def test_report(name):
+    queries, keys = make(50, 2000, 24)
+    with use(name):
+        easy = topk_similarity(queries, keys, 10, return_report=True)[2]
+        hard = topk_similarity(queries, keys[:1].expand(2000, 24), 10, return_report=True)[2]
+    if name == "reference":
+        assert easy == hard == {"undecided": 0, "rescored": 50 * 2000}
+    else:
+        assert easy["undecided"] == 0
+        assert 50 * 10 <= easy["rescored"] < 50 * 200
+        assert hard["undecided"] == 50
+
+
+@on_every_backend
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("argument", ["queries", "keys"])
+def test_values_that_are_not_finite(name, value, argument):
+    rows = dict(zip(("queries", "keys"), make(20, 700, 5), strict=True))
+    rows[argument][13, 4] = value
+    with use(name), pytest.raises(ValueError, match=f"{argument} must be finite, got NaN or infinity in row 13"):
+        topk_similarity(rows["queries"], rows["keys"], 3)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "k", "metric", "error", "message"),
+    [
+        (torch.zeros(2, 3), torch.zeros(4, 3), 5, "dot", ValueError, r"k must lie in \[1, K\].* 4; got 5"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 0, "dot", ValueError, r"k must lie in \[1, K\]"),
+        (torch.zeros(2, 3), torch.zeros(0, 3), 1, "dot", ValueError, r"k must lie in \[1, K\]"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 1.0, "dot", TypeError, "k must be an integer"),
+        (torch.zeros(2, 3), torch.zeros(4, 2), 1, "dot", ValueError, "the same d"),
+        (torch.zeros(3), torch.zeros(4, 3), 1, "dot", ValueError, r"queries must be \[Q, d\]"),
+        (torch.zeros(2, 3), torch.zeros(4, 3), 1, "euclidean", ValueError, "metric must be one of cosine, dot"),
+        (torch.zeros(2, 3), torch.zeros(4, 3).half(), 1, "dot", TypeError, "one floating-point dtype"),
+        (torch.zeros(2, 3).int(), torch.zeros(4, 3).int(), 1, "dot", TypeError, "one floating-point dtype"),
+        (torch.zeros(2, 3), torch.zeros(4, 3, device="meta"), 1, "dot", ValueError, "on one device"),
+    ],
+)
+def test_bad_input(queries, keys, k, metric, error, message):
+    with pytest.raises(error, match=message):
+        topk_similarity(queries, keys, k, metric)
