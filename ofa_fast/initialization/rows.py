@@ -49,12 +49,13 @@ def target_rows(
 
 def _draw(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
     """Rows ``random`` of N(mean, population std); a stream for each block of 1,024 rows, so none waits for another."""
-    mean, std = table.double().mean(0).float().cpu(), table.double().std(0, correction=0).float().cpu()
-    blocks, starts = np.unique(random.numpy() // ROWS_PER_STREAM, return_index=True)
+    mean, std = (t.float().cpu().numpy() for t in (table.double().mean(0), table.double().std(0, correction=0)))
+    random, target = random.numpy(), out.numpy()
+    blocks, starts = np.unique(random // ROWS_PER_STREAM, return_index=True)
     normal = np.empty((ROWS_PER_STREAM, table.shape[1]), dtype=np.float32)
-    for block, rows in zip(blocks.tolist(), random.tensor_split(starts[1:].tolist()), strict=True):
+    for block, rows in zip(blocks.tolist(), np.split(random, starts[1:]), strict=True):
         np.random.default_rng([seed, block]).standard_normal(dtype=np.float32, out=normal)
-        out[rows] = torch.addcmul(mean, torch.from_numpy(normal)[rows - block * ROWS_PER_STREAM], std)
+        target[rows] = (normal * std + mean)[rows % ROWS_PER_STREAM]
 
 
 def _draw_published(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,6 +34,15 @@ def spellings(word: str) -> tuple[str, ...]:
     """
     word = word.strip("$ ")
     return word, f" {word}", f" {word[:1].title()}{word[1:]}"
+
+
+def _spellings_for(tokenizer) -> Callable[[str], tuple[str, ...]]:
+    """``spellings`` without those that the tokenizer cannot tell from the one after a space."""
+    kept = [1]
+    for i in (0, 2):
+        if tokenization.tells_apart(tokenizer, lambda word: spellings(word)[1], lambda word, i=i: spellings(word)[i]):
+            kept.append(i)
+    return lambda word: tuple(spellings(word)[i] for i in kept)
 
 
 def published_spellings(word: str) -> tuple[str, ...]:
@@ -88,7 +97,7 @@ def _occurrences(
     order = np.argsort(distinct, kind="stable")
     rows = np.asarray(wanted, dtype=np.int64)[order]
     row_starts = np.searchsorted(distinct[order], np.arange(len(index) + 1))
-    texts_of = published_spellings if parity else spellings
+    texts_of = published_spellings if parity else _spellings_for(tokenizer)
     index = list(index)
     tokenization.warn_if_slow(tokenizer, 3 * len(index))
     with tokenization.whole_texts(tokenizer), tqdm(total=len(index), desc=name, disable=not progress) as bar:

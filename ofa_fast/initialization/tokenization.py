@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 
 import numpy as np
+
+_PROBES = ("water", "ὕδωρ", "вода", "ջուր", "पानी", "水", "su2", "l'eau", "x-y")
 
 
 def tokens_by_id(tokenizer, name: str = "tokenizer") -> list[str | None]:
@@ -67,6 +69,22 @@ def encode(tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)), out=offsets[1:])
     return np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=offsets[-1]), offsets
+
+
+def tells_apart(tokenizer, one: Callable[[str], str], other: Callable[[str], str]) -> bool:
+    """Whether words spelled in one way and in the other may be tokenised differently.
+
+    Normalisation and pre-tokenisation treat all words alike, so a few tell: an uncased BERT, say, has one case only.
+    """
+    if not is_rust(tokenizer):
+        return True
+    normalizer, pre_tokenizer = tokenizer.backend_tokenizer.normalizer, tokenizer.backend_tokenizer.pre_tokenizer
+
+    def pieces(text: str) -> list[str]:
+        text = normalizer.normalize_str(text) if normalizer else text
+        return [piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)] if pre_tokenizer else [text]
+
+    return any(pieces(one(word)) != pieces(other(word)) for word in _PROBES)
 
 
 def warn_if_slow(tokenizer, texts: int) -> None:
