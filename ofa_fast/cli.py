@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     args = _parser().parse_args(argv)
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars, too
     try:
         args.run(args)
     except KeyboardInterrupt:
@@ -98,6 +101,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     add("--dim", type=_positive, default=200, help="length of a vector (default: 200)")
     add("--min-count", type=_positive, default=2, help="leave out words rarer than this (default: 2)")
+    add(
+        "--case",
+        choices=("natural", "lower", "keep"),
+        default="natural",
+        help="of the words (default: as within a sentence)",
+    )
 
     add = command(
         "convert",
@@ -238,7 +247,9 @@ def _vectors_build(args) -> None:
     files = dict(args.parallel)
     if len(files) < len(args.parallel):
         raise ValueError("--parallel names a language twice: write LANGUAGE=FILE where file names do not tell")
-    vectors = build_word_vectors(files, dim=args.dim, min_count=args.min_count)
+    vectors = build_word_vectors(
+        files, dim=args.dim, min_count=args.min_count, case=args.case, progress=sys.stderr.isatty()
+    )
     vectors.save(args.out)
     print(f"{args.out}: {len(vectors.words):,} words in {len(files)} languages, {vectors.vectors.shape[1]} dimensions")
 

@@ -15,7 +15,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    PreTrainedTokenizerFast,
+    logging,
+)
 
 from ofa_fast import WordVectors
 from ofa_fast.cli import main
@@ -47,6 +54,7 @@ def save_tokenizer(texts: list[Path], size: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A folder with verses of three languages, a tiny English model, a new tokenizer, and word vectors."""
+    logging.disable_progress_bar()
     place = tmp_path_factory.mktemp("cli")
     (place / "bible").mkdir()
     for language in LANGUAGES:
@@ -80,6 +88,7 @@ def initialised(place) -> Path:
 
 def refusal(arguments: list[str], capsys) -> str:
     """The message of a command that must fail: one line on standard error, exit code 2."""
+    capsys.readouterr()
     try:
         code = main(arguments)
     except SystemExit as stop:
@@ -110,7 +119,7 @@ def test_vectors_build_aligns_the_languages(place):
     vectors = WordVectors.load(place / "v.safetensors")
     assert set(vectors.languages) == set(LANGUAGES) and vectors.vectors.shape == (len(vectors.words), 16)
     row = {key: vectors.vectors[i] for i, key in enumerate(vectors.keys)}
-    jesus, german, other = row["eng:$jesus$"], row["deu:$jesus$"], row["deu:$haus$"]
+    jesus, german, other = row["eng:$Jesus$"], row["deu:$Jesus$"], row["deu:$Haus$"]
     assert cosine(jesus, german) > cosine(jesus, other)
 
 
@@ -211,14 +220,14 @@ def test_info_names_every_op(capsys):
 )
 def test_init_refuses_bad_options(place, tmp_path, capsys, more, message, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    assert message in refusal(init(place, tmp_path / "out", *more), capsys)
+    assert message in refusal(init(place, tmp_path / "out", "--rank", "8", *more), capsys)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_init_refuses_a_truncated_vec(place, tmp_path, capsys):
     bad = tmp_path / "bad.vec"
     bad.write_text("3 2\nhaus 1 0\nberg 0\n")
-    said = refusal(init(place, tmp_path / "out", "--vectors", str(bad), "--language", "deu"), capsys)
+    said = refusal(init(place, tmp_path / "out", "--rank", "8", "--vectors", str(bad), "--language", "deu"), capsys)
     assert "bad.vec" in said and "3" in said
 
 
@@ -231,7 +240,7 @@ def test_init_refuses_a_foreign_pickle(place, tmp_path, capsys):
 
     bad = tmp_path / "bad.wv"
     bad.write_bytes(pickle.dumps(Payload()))
-    assert "bad.wv" in refusal(init(place, tmp_path / "out", "--vectors", str(bad)), capsys)
+    assert "bad.wv" in refusal(init(place, tmp_path / "out", "--rank", "8", "--vectors", str(bad)), capsys)
     assert not (tmp_path / "owned").exists()
 
 
@@ -258,7 +267,7 @@ def test_debug_shows_the_traceback(place, tmp_path):
         main(init(place, tmp_path / "out", "--rank", "33", "--debug"))
 
 
-@pytest.mark.parametrize("delay", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("delay", [0.0, 0.4])
 def test_killed_init_leaves_nothing_that_looks_finished(place, tmp_path, delay):
     out = tmp_path / "out"
     command = [sys.executable, "-m", "ofa_fast.cli", *init(place, out, "--rank", "8,16,full")]
