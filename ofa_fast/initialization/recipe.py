@@ -128,9 +128,9 @@ def initialize(
         shared = {
             "method": method,
             "parity": parity,
-            "neighbors": neighbors,
-            "temperature": temperature,
-            "seed": seed,
+            "neighbors": int(neighbors),
+            "temperature": float(temperature),
+            "seed": int(seed),
             "counts": counts,
             "scripts": report.coverage(target.texts, origin.numpy()),
             "versions": report.versions(),

@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from ofa_fast.initialization import WordVectors, subword_vectors
+from ofa_fast.initialization import WordVectors, subword_vectors, tokenization
 from ofa_fast.initialization.subwords import covered_subwords, published_spellings, spellings
 
 KINDS = ("wordpiece", "cased wordpiece", "metaspace", "byte-level")
@@ -97,22 +97,55 @@ def test_empty_words(tokenizers):
         assert subword_vectors(tokenizer, blank, parity=parity).shape == (len(tokenizer), 3)
 
 
+class PythonTokenizer:
+    """What the recipe may ask of a tokenizer without a Rust backend."""
+
+    is_fast = False
+
+    def __init__(self, rust):
+        self.rust, self.all_special_ids = rust, rust.all_special_ids
+
+    def get_vocab(self):
+        return self.rust.get_vocab()
+
+    def __call__(self, texts, add_special_tokens):
+        return self.rust(texts, add_special_tokens=add_special_tokens)
+
+
 def test_python_tokenizer_gives_the_same_vectors(tokenizers, word_vectors):
     rust = tokenizers["wordpiece"]
+    np.testing.assert_array_equal(
+        subword_vectors(PythonTokenizer(rust), word_vectors), subword_vectors(rust, word_vectors)
+    )
 
-    class Python:
-        """What the recipe may ask of a tokenizer without a Rust backend."""
 
-        is_fast = False
-        all_special_ids = rust.all_special_ids
+def test_python_tokenizer_of_many_words_warns(tokenizers):
+    words = [f"word{i}" for i in range(3400)]
+    many = WordVectors(words, np.ones((len(words), 2), dtype=np.float32))
+    with pytest.warns(UserWarning, match="PythonTokenizer is a Python tokenizer: 10,200 texts"):
+        covered_subwords(PythonTokenizer(tokenizers["wordpiece"]), many)
 
-        def get_vocab(self):
-            return rust.get_vocab()
 
-        def __call__(self, texts, add_special_tokens):
-            return rust(texts, add_special_tokens=add_special_tokens)
+def test_spellings_that_read_the_same_are_encoded_once(tokenizers, word_vectors, monkeypatch):
+    encoded: list[str] = []
 
-    np.testing.assert_array_equal(subword_vectors(Python(), word_vectors), subword_vectors(rust, word_vectors))
+    def encode(tokenizer, texts, plain=tokenization.encode):
+        encoded.extend(texts)
+        return plain(tokenizer, texts)
+
+    monkeypatch.setattr(tokenization, "encode", encode)
+    one = WordVectors(["wasser"], np.ones((1, 2), dtype=np.float32), "deu")
+    texts = {}
+    for kind in KINDS:
+        encoded.clear()
+        subword_vectors(tokenizers[kind], one)
+        texts[kind] = encoded.copy()
+    assert texts == {
+        "wordpiece": [" wasser"],
+        "cased wordpiece": [" wasser", " Wasser"],
+        "metaspace": [" wasser", " Wasser"],
+        "byte-level": [" wasser", "wasser", " Wasser"],
+    }
 
 
 def test_ids_with_gaps_have_zero_rows():
