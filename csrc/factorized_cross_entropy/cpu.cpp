@@ -281,7 +281,8 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
   for (int64_t b = 0; b < plan.blocks; ++b) {
     float *top = scratch.weights.of(b), *weight = top + block_stride, *target_weight = weight + block_stride;
     weights[b] = {top, weight, target_weight};
-    std::fill(top, top + 3 * block_stride, 0.0f);
+    std::fill(top, top + block_stride, INFINITY);  // beyond the labelled rows all probabilities are 0
+    std::fill(weight, weight + 2 * block_stride, 0.0f);
     for (int64_t t = 0; t < blocks[b].count; ++t) {
       const int64_t i = b * plan.size + t, position = in.hidden.index[i];
       const double g = grad_loss[position], z = grad_lse[position];

@@ -6,6 +6,7 @@ N positions, V vocabulary rows, R rank, D width.
 from __future__ import annotations
 
 import torch
+from torch.autograd.function import once_differentiable
 
 from ofa_fast import _native
 from ofa_fast.ops._op import Op, workspace
@@ -98,6 +99,7 @@ class _FactorizedCrossEntropy(torch.autograd.Function):
         return loss, lse[0].clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad_loss, grad_lse):
         grads = _backward(grad_loss, grad_lse, *ctx.saved_tensors, ctx.ignore_index, ctx.needs)
         return *(g if need else None for g, need in zip(grads, ctx.needs, strict=True)), None, None, None

@@ -12,7 +12,8 @@ def factorized_cross_entropy(hidden, coordinates, basis, labels, bias=None, igno
     logits = hidden @ basis.T @ coordinates.T
     if bias is not None:
         logits = logits + bias
-    loss = F.cross_entropy(logits.flatten(0, -2), labels.flatten(), ignore_index=ignore_index, reduction=reduction)
+    flat = logits.reshape(-1, len(coordinates)), labels.reshape(-1).long()
+    loss = F.cross_entropy(*flat, ignore_index=ignore_index, reduction=reduction)
     return loss.view(labels.shape) if reduction == "none" else loss
 
 
@@ -34,7 +35,7 @@ def forward(hidden, coordinates, basis, labels, bias, ignore_index, with_others)
     loss, lse = h.new_zeros(labels.shape), h.new_zeros(2, *labels.shape)
     others = h.new_zeros(*labels.shape, f.shape[1]) if with_others else h.new_empty(0)
     lse[0, rows] = scores.logsumexp(1)
-    loss[rows] = lse[0, rows] - scores.gather(1, y).squeeze(1)
+    loss[rows] = F.cross_entropy(scores, y.squeeze(1), reduction="none")
     if with_others:
         others[rows] = scores.softmax(1).scatter(1, y, 0.0) @ f
     return loss, lse, others
@@ -45,11 +46,12 @@ def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss
     g, z, nll = grad_loss[rows, None], grad_lse[rows, None], loss[rows, None]
     at_label = g * torch.expm1(-nll) + z * torch.exp(-nll)
     grad_scores = ((scores - lse[0, rows, None]).exp() * (g + z)).scatter(1, y, at_label)
-    empty = hidden.new_empty(0)
-    grad_projected = (g + z) * others[rows] + at_label * f[y.squeeze(1)] if needs[0] or needs[2] else empty
-    return (
-        torch.zeros_like(hidden).index_copy_(0, rows, (grad_projected @ p).to(hidden.dtype)) if needs[0] else empty,
-        (grad_scores.T @ (h @ p.T)).to(coordinates.dtype) if needs[1] else empty,
-        (grad_projected.T @ h).to(basis.dtype) if needs[2] else empty,
-        grad_scores.sum(0).to(bias.dtype) if needs[3] else empty,
+    if needs[0] or needs[2]:
+        grad_projected = (g + z) * others[rows] + at_label * f[y.squeeze(1)]
+    formulas = (
+        lambda: torch.zeros_like(hidden).index_copy_(0, rows, (grad_projected @ p).to(hidden.dtype)),
+        lambda: (grad_scores.T @ (h @ p.T)).to(coordinates.dtype),
+        lambda: (grad_projected.T @ h).to(basis.dtype),
+        lambda: grad_scores.sum(0).to(bias.dtype),
     )
+    return tuple(formula() if need else h.new_empty(0) for formula, need in zip(formulas, needs, strict=True))
