@@ -216,7 +216,9 @@ def plan(
     origin[: len(target.tokens)][_match(source, target, parity) >= 0] = COPIED
     widths = [r or dim for r in ranks]
     results = sum(4 * (rows + size) * w + rows * (9 + 12 * neighbors) for w in widths)
-    vectors = (12 * len(target.tokens) + 4 * size) * width
+    # A chunk of words with its encodings takes about 128 MiB, a token and its text about 128 bytes.
+    vectors = (12 * len(target.tokens) + 4 * size) * width + (2**27 if words else 0)
+    texts = 128 * (len(target.tokens) + size)
     return {
         "counts": {"rows": rows, "padding_rows": rows - len(target.tokens)}
         | dict(zip(ORIGINS, np.bincount(origin, minlength=len(ORIGINS)).tolist(), strict=True)),
@@ -225,7 +227,7 @@ def plan(
             {"rank": r} | report.parameters(rows, w, dim, r is not None) for r, w in zip(ranks, widths, strict=True)
         ],
         "memory": {
-            "peak": 4 * source_shape[0] * dim + words + max(vectors, results + 4 * size * max(widths)),
+            "peak": 4 * source_shape[0] * dim + words + texts + max(vectors, results + 4 * size * max(widths)),
             "results": results,
         },
     }
