@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from typing import ClassVar
 
 import transformers
 from torch import nn
@@ -28,8 +29,11 @@ class FactorizedConfig(PreTrainedConfig):
     """
 
     model_type = MODEL_TYPE
-    source_model_type: str = ""
+    source_model_type: ClassVar[str] = ""
     rank: int | None = None
+
+    def to_dict(self) -> dict:
+        return super().to_dict() | {"source_model_type": self.source_model_type, "rank": self.rank}
 
     @classmethod
     def from_dict(cls, config_dict, **kwargs):
@@ -57,7 +61,6 @@ def config_twin(stock: type[PreTrainedConfig]) -> type[FactorizedConfig]:
         {
             "__module__": _MODULE,
             "__doc__": f"{stock.__name__} of a model with a factorised vocabulary table.",
-            "__annotations__": {"source_model_type": str},
             "model_type": MODEL_TYPE,
             "source_model_type": stock.model_type,
             "stock_class": stock,

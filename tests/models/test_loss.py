@@ -128,7 +128,7 @@ def test_gradient_checkpointing_and_autocast(tokenizers, verses):
     model.train()(**batch).loss.backward()
     expected = {name: parameter.grad for name, parameter in model.named_parameters()}
     model.zero_grad()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     loss = model(**batch).loss
     loss.backward()
     assert_close({name: parameter.grad for name, parameter in model.named_parameters()}, expected)
@@ -160,7 +160,7 @@ def test_trainer_trains_evaluates_and_resumes(tokenizers, verses, tmp_path):
     model, _ = twins("bert", tokenizers)
     before = model.get_input_embeddings().basis.detach().clone()
     options = {"per_device_train_batch_size": 8, "prediction_loss_only": True, "save_steps": 3}
-    options |= {"gradient_accumulation_steps": 2, "activation_checkpointing": True, "max_steps": 6}
+    options |= {"gradient_accumulation_steps": 2, "gradient_checkpointing": True, "max_steps": 6}
     trainer = Trainer(model, arguments(tmp_path, **options), train_dataset=data, eval_dataset=data)
     first = trainer.evaluate()["eval_loss"]
     trainer.train()
