@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ofa_fast._text import read_lines
+from ofa_fast.initialization.word_alignment import LineCounts, align_words
 from ofa_fast.initialization.word_vectors import WordVectors
 from ofa_fast.initialization.words import CASES, WordSplitter, written_forms
 from ofa_fast.ops import truncated_svd
@@ -18,16 +19,6 @@ from ofa_fast.ops import truncated_svd
 _MERGED = "<range>"
 _OVERSAMPLING = 24
 _POWER_ITERATIONS = 4
-
-
-@dataclass
-class _Counts:
-    """How often each word of one language stands in each line, as (word, line, count)."""
-
-    words: list[str]
-    word: np.ndarray
-    line: np.ndarray
-    count: np.ndarray
 
 
 @dataclass
@@ -63,6 +54,8 @@ def build_word_vectors(
     min_count: int = 2,
     case: str = "natural",
     ngrams: int = 3,
+    pivot: str | None = None,
+    iterations: int = 3,
     seed: int = 0,
     progress: bool = False,
 ) -> WordVectors:
@@ -72,9 +65,15 @@ def build_word_vectors(
     languages share: Levy, Søgaard & Goldberg, EACL 2017), weighted by positive pointwise mutual information and reduced
     by a truncated singular value decomposition (Levy, Goldberg & Dagan, TACL 2015, sections 2 and 7):
 
-        M[w, l] = max(0, log(#(w, l) · T / (#(w) · #(l)))),   M ≈ U S Vᵀ,   vector(w) = (U S)[w] / ‖(U S)[w]‖
+        M[w, l] = max(0, log(#(w, l) · T / (#(w) · #(l)))),   M ≈ U S Vᵀ,   x(w) = (U S)[w] / ‖(U S)[w]‖
 
-    where #(w, l) counts w in line l, #(w) and #(l) are its sums and T is the sum of all.
+    where #(w, l) counts w in line l, #(w) and #(l) are its sums and T is the sum of all. Words that only accompany each
+    other, such as *king* and *Herod*, are close in M. Therefore the words of every other language are linked to those
+    of one, the pivot (see ``align_words``), and drawn to the words that they translate:
+
+        vector(w) ∝ x(w) + Σ_p links(w, p) x(p)
+
+    so that a word seen once keeps half of what its lines tell, and a frequent one follows its translations.
 
     Args:
         files: language code of three characters → UTF-8 text; line i is the same verse or sentence in every file. An
@@ -86,6 +85,8 @@ def build_word_vectors(
         min_count: words that stand less often in their language are left out.
         case: ``"natural"``, ``"lower"`` or ``"keep"``, see ``written_forms``.
         ngrams: where a script has no spaces (Chinese, Thai, …), all substrings of up to so many characters are words.
+        pivot: the language whose words the others are linked to; by default English if it is there, else the first.
+        iterations: of the word alignment; 0 leaves the links out: vector(w) = x(w).
         seed: of the start of the decomposition.
         progress: show a bar.
 
@@ -101,42 +102,36 @@ def build_word_vectors(
             not UTF-8 (with file and line), lines out of range, no words left, or too few lines or words for ``dim``.
         FileNotFoundError: a file is not there.
     """
-    _check_options(files, dim, min_count, case, ngrams)
-    texts: dict[str, tuple[np.ndarray, _Counts]] = {}
-    total: int | None = None
-    used: np.ndarray | None = None
-    for language, path in tqdm(files.items(), desc="Counting words", unit=" files", disable=not progress):
-        text = list(read_lines(path, f"files[{language!r}]"))
-        if total is None:
-            total, used = len(text), _line_mask(lines, len(text))
-        if len(text) != total:
-            raise ValueError(f"files[{language!r}]: {path} has {len(text)} lines, but the first file has {total}")
-        texts[language] = _count_words(text, used, WordSplitter(ngrams), case)
-    present = sum(mask.astype(np.int64) for mask, _ in texts.values())
-    kept = np.flatnonzero(present >= 2)
-    if len(kept) == 0:
-        raise ValueError("files: no line is present in two languages")
-    position = np.full(total, -1)
-    position[kept] = np.arange(len(kept))
-
-    words: list[str] = []
-    languages: list[str] = []
-    triples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for language, (_, counts) in texts.items():
-        frequent = _frequent(counts, position, min_count)
-        triples.append((frequent.word + len(words), frequent.line, frequent.count))
-        words += frequent.words
-        languages += [language] * len(frequent.words)
-    word, line, count = map(np.concatenate, zip(*triples, strict=True))
-    shape = len(words), len(kept)
+    pivot = pivot or ("eng" if "eng" in files else next(iter(files), None))
+    _check_options(files, dim, min_count, case, ngrams, pivot, iterations)
+    counts, kept = _read(files, lines, min_count, WordSplitter(ngrams), case, progress)
+    words = [word for own in counts.values() for word in own.words]
+    languages = [language for language, own in counts.items() for _ in own.words]
+    ends = np.cumsum([len(own.words) for own in counts.values()]).tolist()
+    rows = {language: slice(end - len(counts[language].words), end) for language, end in zip(counts, ends, strict=True)}
+    shape = len(words), kept
     if dim > min(shape):
         raise ValueError(f"dim must be at most {min(shape)}: {shape[0]} words in {shape[1]} lines are left; got {dim}")
-    vectors = _principal_coordinates(*_positive_information(word, line, count), shape, dim, seed, progress)
-    vectors /= vectors.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
+    word = np.concatenate([own.word + rows[language].start for language, own in counts.items()])
+    line, count = (np.concatenate([getattr(own, name) for own in counts.values()]) for name in ("line", "count"))
+    vectors = _unit(_principal_coordinates(*_positive_information(word, line, count), shape, dim, seed, progress))
+    if iterations:
+        for language, own in tqdm(counts.items(), desc="Aligning words", unit=" languages", disable=not progress):
+            if language != pivot:
+                links = _Sparse.of(*align_words(own, counts[pivot], iterations), len(own.words))
+                vectors[rows[language]] += links @ vectors[rows[pivot]]
+        vectors = _unit(vectors)
     return WordVectors(words, vectors.numpy(), languages)
 
 
-def _check_options(files: Mapping, dim: int, min_count: int, case: str, ngrams: int) -> None:
+def _unit(vectors: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.normalize(vectors, dim=1, eps=torch.finfo(vectors.dtype).tiny)
+
+
+def _check_options(
+    files: Mapping, dim: int, min_count: int, case: str, ngrams: int, pivot: str | None, iterations: int
+) -> None:
     if len(files) < 2:
         raise ValueError(f"files must name the texts of at least two languages, got {len(files)}")
     for code in files:
@@ -145,8 +140,42 @@ def _check_options(files: Mapping, dim: int, min_count: int, case: str, ngrams: 
     for name, value in (("dim", dim), ("min_count", min_count), ("ngrams", ngrams)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if pivot not in files:
+        raise ValueError(f"pivot must be one of {', '.join(files)}, got {pivot!r}")
+    if iterations < 0:
+        raise ValueError(f"iterations must be at least 0, got {iterations}")
     if case not in CASES:
         raise ValueError(f"case must be one of {', '.join(CASES)}, got {case!r}")
+
+
+def _read(
+    files: Mapping[str, str | os.PathLike],
+    lines: Sequence | np.ndarray | None,
+    min_count: int,
+    split: WordSplitter,
+    case: str,
+    progress: bool,
+) -> tuple[dict[str, LineCounts], int]:
+    """The counts of each language over the lines that are used, numbered anew, and how many these are."""
+    texts: dict[str, tuple[np.ndarray, LineCounts]] = {}
+    total, used = 0, np.empty(0, dtype=bool)
+    for language, path in tqdm(files.items(), desc="Counting words", unit=" files", disable=not progress):
+        text = list(read_lines(path, f"files[{language!r}]"))
+        if not texts:
+            total, used = len(text), _line_mask(lines, len(text))
+        if len(text) != total:
+            raise ValueError(f"files[{language!r}]: {path} has {len(text)} lines, but the first file has {total}")
+        texts[language] = _count_words(text, used, split, case)
+    kept = np.flatnonzero(sum(covered.astype(np.int64) for covered, _ in texts.values()) >= 2)
+    if len(kept) == 0:
+        raise ValueError("files: no line that is used is present in two languages")
+    position = np.full(total, -1)
+    position[kept] = np.arange(len(kept))
+    counts = {language: _frequent(own, position, min_count) for language, (_, own) in texts.items()}
+    for language, own in counts.items():
+        if not own.words:
+            raise ValueError(f"files[{language!r}]: no word stands {min_count} times in the lines that are used")
+    return counts, len(kept)
 
 
 def _line_mask(lines: Sequence | np.ndarray | None, total: int) -> np.ndarray:
@@ -166,7 +195,7 @@ def _line_mask(lines: Sequence | np.ndarray | None, total: int) -> np.ndarray:
     return mask
 
 
-def _count_words(text: list[str], used: np.ndarray, split: WordSplitter, case: str) -> tuple[np.ndarray, _Counts]:
+def _count_words(text: list[str], used: np.ndarray, split: WordSplitter, case: str) -> tuple[np.ndarray, LineCounts]:
     """Which lines the language covers, and its counts; words of text that covers n lines count 1/n in each."""
     covered = np.zeros(len(text), dtype=bool)
     spellings: dict[str, int] = {}
@@ -198,10 +227,10 @@ def _count_words(text: list[str], used: np.ndarray, split: WordSplitter, case: s
     line = np.repeat(first[span], height) + step
     pair, inverse = np.unique(word * len(text) + line, return_inverse=True)
     count = np.bincount(inverse, weights=np.repeat(1.0 / height, height), minlength=len(pair))
-    return covered, _Counts(list(index), pair // max(1, len(text)), pair % max(1, len(text)), count)
+    return covered, LineCounts(list(index), pair // max(1, len(text)), pair % max(1, len(text)), count)
 
 
-def _frequent(counts: _Counts, position: np.ndarray, min_count: int) -> _Counts:
+def _frequent(counts: LineCounts, position: np.ndarray, min_count: int) -> LineCounts:
     """The words that stand at least ``min_count`` times in the lines kept, the most frequent first."""
     line = position[counts.line]
     kept = line >= 0
@@ -214,7 +243,7 @@ def _frequent(counts: _Counts, position: np.ndarray, min_count: int) -> _Counts:
     rank[chosen] = np.arange(len(chosen))
     word = rank[word]
     kept = word >= 0
-    return _Counts([counts.words[index] for index in chosen], word[kept], line[kept], count[kept])
+    return LineCounts([counts.words[index] for index in chosen], word[kept], line[kept], count[kept])
 
 
 def _positive_information(

@@ -63,7 +63,10 @@ class WordSplitter:
         for token in line.split():
             words = self._known.get(token)
             if words is None:
-                words = self._known[token] = tuple(self._split(token))
+                words = tuple(self._split(token))
+                # Whole clauses of scripts without spaces hardly come again.
+                if len(words) < 8:
+                    self._known[token] = words
             yield from words
 
     def _split(self, token: str) -> Iterator[str]:

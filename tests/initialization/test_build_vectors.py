@@ -133,7 +133,7 @@ def test_spellings():
         ({"lines": [-1]}, "lines must be from 0 to 1499"),
         ({"lines": [True, False]}, "a mask over 1500 lines"),
         ({"lines": [0.5]}, "mask or indices"),
-        ({"lines": []}, "no line is present in two languages"),
+        ({"lines": []}, "no line that is used is present in two languages"),
     ],
 )
 def test_bad_options_are_refused_by_name(files, options, message):
