@@ -34,6 +34,7 @@ class MaskedLMTrainer(Trainer):
         )
         self.model_accepts_loss_kwargs = True
         self.eval_labels, self.progress = eval_labels, progress
+        self.evaluation_seconds = 0.0
         self.step_loss = torch.zeros((), device=args.device)
         self.step_tokens = torch.zeros((), dtype=torch.int64, device=args.device)
         self.remove_callback(PrinterCallback)
@@ -57,6 +58,7 @@ class MaskedLMTrainer(Trainer):
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
         """Mean loss and perplexity at masked tokens, of all held-out text and of each label; always the same masks."""
+        start = time.perf_counter()
         self.model.eval()
         sequences = self.eval_dataset
         files, labels = np.asarray(sequences["file"]), list(dict.fromkeys(self.eval_labels))
@@ -79,6 +81,7 @@ class MaskedLMTrainer(Trainer):
             f"{metric_key_prefix}_losses": dict(zip(labels, mean, strict=False)),
         }
         self.log(metrics)
+        self.evaluation_seconds += time.perf_counter() - start
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
@@ -140,7 +143,7 @@ class Recorder(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
-        seconds = time.perf_counter() - self._start
+        seconds = time.perf_counter() - self._start - trainer.evaluation_seconds
         row = {
             "step": state.global_step,
             "epoch": round(state.global_step / self.steps_per_epoch, 6),
@@ -156,6 +159,9 @@ class Recorder(TrainerCallback):
             self._write_losses()
         if self._stop_wanted():
             control.should_save = control.should_training_stop = True
+
+    def on_evaluate(self, args, state, control, **kwargs):
+        self._bar.unpause()
 
     def on_save(self, args, state, control, **kwargs):
         self._write_losses()

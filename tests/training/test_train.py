@@ -13,7 +13,18 @@ import time
 
 import pytest
 import torch
-from transformers import AutoModelForMaskedLM, AutoTokenizer, BertForMaskedLM, BertModel, GPT2Config, GPT2LMHeadModel
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoTokenizer,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+    XLMRobertaConfig,
+    XLMRobertaForMaskedLM,
+)
 
 from ofa_fast.nn import FactorizedEmbedding
 from ofa_fast.training import train
@@ -94,6 +105,53 @@ def test_the_loss_is_the_mean_over_all_masked_tokens_of_a_step(dense_dir, texts,
     assert float(curve(tmp_path / "out")[0][2]) == pytest.approx(loss.item(), rel=1e-5)
     for ours, parameter in zip(gradients[0], model.parameters(), strict=True):
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_two_processes_take_the_steps_of_two_micro_batches(dense_dir, tokenizer, texts, held_out, tmp_path):
+    model = BertForMaskedLM.from_pretrained(dense_dir, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    options = OPTIONS | {"steps": 5, "batch_size": 3, "eval_files": str(held_out)}
+    files = [str(path) for path in texts]
+    one = train(tmp_path / "model", files, tmp_path / "one", **options, gradient_accumulation_steps=2)
+    program = tmp_path / "program.py"
+    program.write_text(
+        "from ofa_fast.training import train\n"
+        f"train({str(tmp_path / 'model')!r}, {files!r}, {str(tmp_path / 'two')!r}, **{options!r})\n"
+    )
+    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
+    subprocess.run([sys.executable, *run], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+    two = json.loads((tmp_path / "two" / "training.json").read_text())
+    assert (one["processes"], two["processes"], one["tokens"]) == (1, 2, two["tokens"])
+    assert [p["loss"] for p in two["losses"]] == pytest.approx([p["loss"] for p in one["losses"]], rel=1e-4)
+    assert [e["loss"] for e in two["evaluations"]] == pytest.approx([e["loss"] for e in one["evaluations"]], rel=1e-4)
+
+
+def test_positions_counted_from_the_padding_id(texts, tmp_path):
+    """RoBERTa's table of positions has padding id + 1 rows that no token uses."""
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = {
+        "bos_token": "<s>",
+        "pad_token": "<pad>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+        "mask_token": "<mask>",
+    }
+    trainer = trainers.BpeTrainer(vocab_size=400, special_tokens=list(special.values()), show_progress=False)
+    backend.train([str(path) for path in texts], trainer)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, **special)
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    config = XLMRobertaConfig(vocab_size=len(tokenizer), max_position_embeddings=34, pad_token_id=1, **sizes)
+    XLMRobertaForMaskedLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    options = OPTIONS | {"steps": 2, "max_length": None}
+    report = train(tmp_path / "model", texts, tmp_path / "out", **options)
+    assert report["arguments"]["max_length"] == 32
+    assert report["tokens"] == 2 * 4 * 32
+    with pytest.raises(ValueError, match="max_length: 33 is over the 32 positions"):
+        train(tmp_path / "model", texts, tmp_path / "other", **options | {"max_length": 33})
 
 
 @pytest.mark.parametrize("model_dir", ["factorized_dir", "dense_dir"], indirect=True)
