@@ -14,8 +14,8 @@
 namespace ofa::factorized_cross_entropy {
 namespace {
 
-constexpr int64_t partial_floats = 2 << 20;  // 8 MiB of partial sums at a time
-constexpr int64_t most_chunks = 64;
+constexpr int64_t partial_floats = 1 << 20;  // 4 MiB of partial sums at a time, if that allows for `fewest_chunks`
+constexpr int64_t fewest_chunks = 16, most_chunks = 64;
 constexpr int64_t slice = 64;  // columns of grad_basis that one task computes
 
 size_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
@@ -29,8 +29,8 @@ struct Plan {
     size = blocks ? ceil_div(ceil_div(labelled, blocks), 16) * 16 : 0;  // labelled rows of a block
     blocks = blocks ? ceil_div(labelled, size) : 0;
     const int64_t one = std::max<int64_t>(size * stride, 1);
-    chunks =
-        std::clamp<int64_t>(partial_floats / one, 1, std::clamp<int64_t>(ceil_div(vocabulary, tile), 1, most_chunks));
+    chunks = std::clamp(partial_floats / one, fewest_chunks, most_chunks);
+    chunks = std::clamp<int64_t>(ceil_div(vocabulary, tile), 1, chunks);
     group = std::clamp<int64_t>(partial_floats / (one * chunks), 1, std::max<int64_t>(blocks, 1));  // blocks at a time
   }
 
