@@ -120,8 +120,7 @@ def build_word_vectors(
         for language, own in tqdm(counts.items(), desc="Aligning words", unit=" languages", disable=not progress):
             if language != pivot:
                 links = _Sparse.of(*align_words(own, counts[pivot], iterations), len(own.words))
-                vectors[rows[language]] += links @ vectors[rows[pivot]]
-        vectors = _unit(vectors)
+                vectors[rows[language]] = _unit(vectors[rows[language]] + links @ vectors[rows[pivot]])
     return WordVectors(words, vectors.numpy(), languages)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from ofa_fast.initialization import WordVectors, build_word_vectors, translation_precision
+from ofa_fast.initialization.word_alignment import LineCounts, align_words
 from ofa_fast.initialization.words import WordSplitter, written_forms
 
 VERSES = Path(__file__).parents[2] / "examples" / "data" / "bible"
@@ -89,6 +90,73 @@ def test_a_verse_merged_upwards_counts_in_both_lines_and_never_in_half(tmp_path)
     assert "alpha" not in held.words, "a line that is left in one language only is not used"
 
 
+def counts(lines: list[str]) -> LineCounts:
+    words = sorted({word for line in lines for word in line.split()})
+    triples = sorted(
+        {(words.index(word), i, line.split().count(word)) for i, line in enumerate(lines) for word in line.split()}
+    )
+    return LineCounts(words, *np.array(triples).T)
+
+
+def linked(source: LineCounts, target: LineCounts, iterations: int = 3) -> np.ndarray:
+    links = np.zeros((len(source.words), len(target.words)))
+    row, column, number = align_words(source, target, iterations)
+    links[row, column] = number
+    return links
+
+
+def dense_links(source: LineCounts, target: LineCounts, iterations: int) -> np.ndarray:
+    """The model of ``align_words`` written with loops over dense tables."""
+    lines = 1 + max(source.line.max(), target.line.max())
+    s, t = np.zeros((lines, len(source.words))), np.zeros((lines, len(target.words)))
+    s[source.line, source.word], t[target.line, target.word] = source.count, target.count
+    forward, backward = np.ones((s.shape[1], t.shape[1])), np.ones((s.shape[1], t.shape[1]))
+    for step in range(iterations + 1):
+        expected, links = [np.zeros_like(forward), np.zeros_like(forward)], np.zeros_like(forward)
+        for a, b in zip(s, t, strict=True):
+            met = np.outer(a > 0, b > 0)
+            one = met * forward * b / np.maximum(forward @ b, 1e-300)[:, None]
+            two = met * backward * a[:, None] / np.maximum(backward.T @ a, 1e-300)
+            expected[0] += one * a[:, None]
+            expected[1] += two * b
+            links += one * two * np.minimum(a[:, None], b)
+        if step < iterations:
+            forward, backward = expected[0] / expected[0].sum(0), expected[1] / expected[1].sum(1, keepdims=True)
+    return links
+
+
+def test_alignment_matches_its_definition():
+    english = ["a b a", "b c", "a c d", "d", "e a", "e e b"]
+    german = ["x y x", "y z", "x z w w", "w", "", "x v v"]
+    for iterations in (1, 2, 5):
+        source, target = counts(german), counts(english)
+        np.testing.assert_allclose(
+            linked(source, target, iterations), dense_links(source, target, iterations), atol=1e-12
+        )
+
+
+def test_a_companion_is_explained_away():
+    english = ["king herod"] * 3 + ["king david"] * 3 + ["king"] * 2 + ["herod"]
+    german = ["könig herodes"] * 3 + ["könig david"] * 3 + ["könig"] * 2 + ["herodes"]
+    source, target = counts(german), counts(english)
+    links = linked(source, target)
+    of_herod = dict(zip(target.words, links[source.words.index("herodes")], strict=True))
+    assert of_herod["herod"] > 3 and of_herod["king"] < 0.1
+
+
+def test_links_bring_translations_closer(files, built):
+    without = build_word_vectors(files, dim=100, iterations=0)
+    english = [row for row, code in enumerate(built.languages) if code == "eng"]
+    np.testing.assert_array_equal(without.vectors[english], built.vectors[english])
+    assert (
+        translation_precision(built, GERMAN, "eng", "deu")["precision@10"]
+        >= (translation_precision(without, GERMAN, "eng", "deu")["precision@10"])
+    )
+    pivoted = build_word_vectors(files, dim=100, pivot="deu")
+    german = [row for row, code in enumerate(built.languages) if code == "deu"]
+    np.testing.assert_array_equal(pivoted.vectors[german], without.vectors[german])
+
+
 def test_absent_lines_are_not_evidence(tmp_path):
     files = write(
         tmp_path, eng=["one one", "two two", "three three", "four four"], deu=["eins eins", "", "drei drei", ""]
@@ -129,6 +197,8 @@ def test_spellings():
         ({"min_count": 0}, "min_count must be at least 1"),
         ({"ngrams": 0}, "ngrams must be at least 1"),
         ({"case": "title"}, "case must be one of natural, lower, keep"),
+        ({"pivot": "fra"}, "pivot must be one of eng, deu, chr, got 'fra'"),
+        ({"iterations": -1}, "iterations must be at least 0"),
         ({"lines": [0, 1500]}, "lines must be from 0 to 1499"),
         ({"lines": [-1]}, "lines must be from 0 to 1499"),
         ({"lines": [True, False]}, "a mask over 1500 lines"),
