@@ -7,7 +7,6 @@ import io
 import mmap
 import os
 import re
-import struct
 import warnings
 import zipfile
 import zlib
@@ -19,7 +18,8 @@ from typing import BinaryIO
 import numpy as np
 from tqdm import tqdm
 
-_FASTTEXT_MAGIC = struct.pack("<i", 793712314)
+from ofa_fast.initialization.fasttext import MAGIC, read_fasttext
+
 _BLOCK_VALUES = 1 << 20
 
 
@@ -180,7 +180,7 @@ def read_text(path: Path, limit: int | None = None, progress: bool = False) -> t
 
 
 def read_binary(path: Path, limit: int | None = None, progress: bool = False) -> tuple[list[str], np.ndarray]:
-    """word2vec binary: a header line, then each word, a space and its float32 values, perhaps with newlines between."""
+    """A fastText model, or word2vec binary: a header line, then each word, a space and its float32 values."""
     with opened(path) as stream:
         if path.suffix == ".gz":
             return _parse_binary(stream.read(), path, limit, progress)
@@ -193,11 +193,8 @@ def read_binary(path: Path, limit: int | None = None, progress: bool = False) ->
 def _parse_binary(
     data: bytes | mmap.mmap, path: Path, limit: int | None, progress: bool
 ) -> tuple[list[str], np.ndarray]:
-    if data[:4] == _FASTTEXT_MAGIC:
-        raise ValueError(
-            f"{path}: a fastText model, which is not read: use the .vec file that fastText writes beside it, or "
-            "convert it with gensim.models.fasttext.load_facebook_vectors(path).save_word2vec_format(path)"
-        )
+    if data[:4] == MAGIC:
+        return read_fasttext(data, path, limit, progress)
     end = data.find(b"\n", 0, 64)
     header = re.fullmatch(rb"(\d{1,12}) (\d{1,6})\s*", data[: max(end, 0)])
     if not header or int(header[2]) == 0:

@@ -128,7 +128,7 @@ class WordVectors:
         """Read word vectors; the format follows from the name, to which ``.gz`` may be added.
 
         - ``.vec``, ``.txt``: word2vec or fastText text, with or without the line of count and dimension; GloVe text.
-        - ``.bin``: word2vec binary.
+        - ``.bin``: word2vec binary, or a fastText model (not a quantised one).
         - ``.wv``, ``.kv``: ``KeyedVectors`` saved by gensim 3 or 4, without running what the pickle names.
         - ``.npz``: arrays ``words`` [W] and ``vectors`` [W, d], and ``languages`` [W] if known.
         - ``.safetensors``: what ``save`` writes; memory-mapped unless zipped.
@@ -140,7 +140,7 @@ class WordVectors:
             language: the code of a file that tells no languages.
             languages: keep the words of these languages only.
             max_words: keep the first so many of what is left.
-            progress: show a bar while reading text or word2vec binary.
+            progress: show a bar while reading text or binary.
 
         Peak memory is the result's and a few blocks of 4 MB; a zipped ``.bin``, ``.npz`` or ``.safetensors`` is
         unzipped in memory first.

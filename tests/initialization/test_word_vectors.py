@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gensim.models import KeyedVectors
+from gensim.models import FastText, KeyedVectors
+from gensim.models.fasttext import load_facebook_vectors, save_facebook_model
 
 from ofa_fast.initialization import WordVectors
 
@@ -239,7 +240,8 @@ ROWS = b"a " + struct.pack("<2f", 1, 2) + b"\nb " + struct.pack("<2f", 3, 4)
         (b"1 2\n" + ROWS, "11 bytes after the 1 words"),
         (b"2 2\n" + ROWS.replace(b"b ", b"\xff "), "word 2: .* not UTF-8"),
         (b"1 2\na " + struct.pack("<2f", 1, float("nan")), "word 1, 'a', holds NaN"),
-        (struct.pack("<2i", 793712314, 12) + bytes(100), "a fastText model"),
+        (struct.pack("<2i", 793712314, 12) + bytes(20), "truncated fastText model"),
+        (struct.pack("<2i", 793712314, 9) + bytes(200), "fastText model of version 9"),
     ],
 )
 def test_damaged_binary_is_refused_with_its_word(tmp_path, content, message):
@@ -247,6 +249,26 @@ def test_damaged_binary_is_refused_with_its_word(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"damaged.bin.*{message}"):
         WordVectors.load(path)
+
+
+@pytest.mark.parametrize("options", [{}, {"min_n": 1, "max_n": 3}, {"max_n": 0}], ids=["usual", "short", "no n-grams"])
+def test_fasttext_models_agree_with_gensim(tmp_path, options):
+    sentences = [["Wasser", "été", "вода", "ᎠᎹ", "nämlich", "a"], ["नमस्ते", "耶稣", "water", "вода", "</s>"]] * 5
+    model = FastText(sentences, vector_size=12, bucket=97, min_count=1, epochs=1, workers=1, seed=1, **options)
+    path = str(tmp_path / "model.bin")
+    save_facebook_model(model, path)
+    theirs, ours = load_facebook_vectors(path), WordVectors.load(path)
+    assert ours.words == theirs.index_to_key and len(ours) == 10
+    plain = [row for row, word in enumerate(ours.words) if word != "</s>"]
+    np.testing.assert_allclose(ours.vectors[plain], theirs.vectors[plain], atol=1e-6)
+    end = ours.words.index("</s>")
+    np.testing.assert_array_equal(ours.vectors[end], theirs.vectors_vocab[end])
+
+    whole = Path(path).read_bytes()
+    for length in range(8, len(whole) - model.syn1neg.nbytes - 17, len(whole) // 30):
+        Path(path).write_bytes(whole[:length])
+        with pytest.raises(ValueError, match=r"model\.bin.*truncated fastText model"):
+            WordVectors.load(path)
 
 
 @pytest.mark.parametrize("suffix", [".vec", ".bin", ".kv", ".npz", ".safetensors"])

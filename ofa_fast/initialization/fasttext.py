@@ -1,0 +1,121 @@
+"""Reader of fastText's own binary models: a word's vector is the mean of its row and those of its character n-grams."""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+MAGIC = struct.pack("<i", 793712314)
+_END_OF_SENTENCE = b"</s>"
+_WORDS_AT_ONCE = 1024
+
+
+class _Ngrams(NamedTuple):
+    """Lengths of the n-grams that have rows, how many rows these are, and the number of the first."""
+
+    shortest: int
+    longest: int
+    rows: int
+    first: int
+
+
+def read_fasttext(
+    data: bytes | mmap.mmap, path: Path, limit: int | None = None, progress: bool = False
+) -> tuple[list[str], np.ndarray]:
+    """Words and vectors [W, d] of a model that ``fasttext`` saved (``Dictionary::save``, ``DenseMatrix::save``).
+
+    Raises:
+        ValueError: another version, a quantised model, or a truncated file.
+    """
+    position = 0
+
+    def take(form: str) -> tuple:
+        nonlocal position
+        values = struct.unpack_from(f"<{form}", data, position)
+        position += struct.calcsize(f"<{form}")
+        return values
+
+    encoded: list[bytes] = []
+    try:
+        _, version, dim, *_, model, bucket, shortest, longest, _, _ = take("14id")
+        size, word_count, _, _, pruned = take("3i2q")
+        if version not in (11, 12):
+            raise ValueError(f"{path}: a fastText model of version {version}, expected 11 or 12")
+        for number in range(size):
+            end = data.find(b"\0", position, position + 65536)
+            if end < 0:
+                raise ValueError(f"{path}, word {number + 1}: truncated fastText model")
+            if number < word_count:
+                encoded.append(bytes(data[position:end]))
+            position = end + 1
+            take("qb")
+        position += 8 * max(0, pruned)
+        quantised, rows, columns = take("?2q")
+    except struct.error:
+        raise ValueError(f"{path}: truncated fastText model") from None
+    if quantised:
+        raise ValueError(f"{path}: a quantised fastText model, which is not read: use the .bin or .vec file instead")
+    supervised_without_ngrams = version == 11 and model == 3
+    if supervised_without_ngrams or pruned == 0:
+        longest = 0
+    if columns != dim or dim < 1 or rows < word_count + (bucket if longest else 0) or word_count != len(encoded):
+        raise ValueError(f"{path}: damaged fastText model: {rows} rows of {columns} for {word_count} words of {dim}")
+    if position + 4 * rows * columns > len(data):
+        raise ValueError(f"{path}: truncated fastText model: {rows} rows of {columns} values are announced")
+
+    table = np.frombuffer(data, dtype="<f4", count=rows * columns, offset=position).reshape(rows, columns)
+    ngrams = _Ngrams(shortest, longest, bucket, word_count)
+    encoded = encoded[:limit]
+    vectors = np.empty((len(encoded), dim), dtype=np.float32)
+    for start in tqdm(range(0, len(encoded), _WORDS_AT_ONCE), desc=f"Reading {path.name}", disable=not progress):
+        owner, row = _rows(encoded[start : start + _WORDS_AT_ONCE], start, ngrams)
+        begin = np.flatnonzero(np.diff(owner, prepend=-1))
+        means = np.add.reduceat(table[row], begin, axis=0) / np.diff(begin, append=len(row))[:, None]
+        vectors[start : start + _WORDS_AT_ONCE] = means
+    # The table is a view that would keep the memory map open.
+    del table
+    # fastText cuts overlong words at a byte, perhaps inside a character.
+    return [word.decode("utf-8", "replace") for word in encoded], vectors
+
+
+def _rows(words: list[bytes], start: int, ngrams: _Ngrams) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of each word, as (word, row) in the order of the words.
+
+    An n-gram of ``<word>`` has the row that the 32-bit FNV-1a hash of its UTF-8 bytes, each taken as a signed number,
+    gives; single characters have none if they are the brackets, and the end of a sentence has no n-grams.
+    """
+    own = np.arange(len(words))
+    owners, rows = [own], [own + start]
+    text = np.frombuffer(b"".join(b"<%b>" % word for word in words), dtype=np.uint8)
+    lengths = np.array([len(word) + 2 for word in words])
+    begins = (text & 0xC0) != 0x80
+    begins[np.cumsum(lengths) - lengths] = True
+    at = np.append(np.flatnonzero(begins), len(text))
+    word = np.repeat(own, lengths)[at[:-1]]
+    last = np.cumsum(np.bincount(word, minlength=len(words)))[word]
+    named = np.array([spelling != _END_OF_SENTENCE for spelling in words])[word]
+    signed = text.view(np.int8).astype(np.int32).view(np.uint32)
+
+    character = np.flatnonzero(named)
+    value = np.full(len(at) - 1, 2166136261, dtype=np.uint32)
+    for length in range(1, ngrams.longest + 1):
+        character = character[character + length <= last[character]]
+        for byte in range(int(np.diff(at).max(initial=0))):
+            place = at[character + length - 1] + byte
+            inside = place < at[character + length]
+            grown = character[inside]
+            value[grown] = (value[grown] ^ signed[place[inside]]) * np.uint32(16777619)
+        chosen = character
+        if length == 1:
+            chosen = character[(character + 1 < last[character]) & (np.diff(word, prepend=-1)[character] == 0)]
+        if length >= ngrams.shortest:
+            owners.append(word[chosen])
+            rows.append(ngrams.first + (value[chosen] % np.uint32(ngrams.rows)).astype(np.int64))
+    owner, row = np.concatenate(owners), np.concatenate(rows)
+    order = np.argsort(owner, kind="stable")
+    return owner[order], row[order]
