@@ -31,7 +31,7 @@ _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 def vocabulary_kind(tokens: list[str | None]) -> str:
-    """ "metaspace", "wordpiece" or "byte-level", by the mark that begins most tokens; "plain" if none begins any."""
+    """The kind in ``MARKS`` whose mark begins most tokens, or "plain" if none begins any."""
     counts = {
         kind: sum(token is not None and token.startswith(mark) for token in tokens) for kind, mark in MARKS.items()
     }
@@ -146,10 +146,11 @@ def match(source: Vocabulary, target: Vocabulary) -> np.ndarray:
             return exact.get(text.decode("ascii"), -1) if text.isascii() else -1
         return lower.get(text.lower(), -1)
 
-    rows = enumerate(zip(target.tokens, target.texts, strict=True))
-    return np.array(
-        [-1 if text is None else copied_from(index, token, text) for index, (token, text) in rows], np.int64
-    )
+    matches = np.full(len(target.tokens), -1, dtype=np.int64)
+    for index, (token, text) in enumerate(zip(target.tokens, target.texts, strict=True)):
+        if text is not None:
+            matches[index] = copied_from(index, token, text)
+    return matches
 
 
 def _match_roles(source_tokenizer, target_tokenizer) -> dict[int, int]:

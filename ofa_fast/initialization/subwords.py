@@ -32,7 +32,6 @@ def spellings(word: str) -> tuple[str, ...]:
 
     Title case, not upper case: Georgian has upper-case letters that no sentence begins with.
     """
-    word = word.strip("$ ")
     return word, f" {word}", f" {word[:1].title()}{word[1:]}"
 
 
