@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.abc
 import importlib.util
 import sys
 
@@ -16,8 +15,11 @@ def _register() -> None:
     sys.modules[_AUTO_CONFIG].AutoConfig.register(MODEL_TYPE, FactorizedConfig, exist_ok=True)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Registers once transformers' configuration mapping has been imported by somebody."""
+class _AfterImport:
+    """A finder and loader that registers once transformers' configuration mapping has been imported by somebody.
+
+    The abstract classes of ``importlib.abc`` would cost more time than everything else in ``import ofa_fast``.
+    """
 
     def find_spec(self, name, path, target=None):
         if name != _AUTO_CONFIG:
