@@ -8,11 +8,25 @@
 #if defined(__x86_64__)
 #  include <cpuid.h>
 #endif
+#if defined(__x86_64__) && defined(__linux__)
+#  include <sys/syscall.h>
+#  include <unistd.h>
+#endif
 
 namespace ofa {
 namespace {
 
 std::atomic<int> chosen{-1};
+
+// Linux grants a process the state of AMX tiles only when it asks.
+bool may_use_tiles() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr int request_permission = 0x1023, tile_data = 18;
+  return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
+#else
+  return false;
+#endif
+}
 
 }  // namespace
 
@@ -31,7 +45,9 @@ Isa best_isa() {
   const bool vnni = c >> 11 & 1;
   if (!(ymm && avx2 && fma && f16c)) return Isa::scalar;
   if (!(zmm && avx512)) return Isa::avx2;
-  return vnni ? Isa::avx512_vnni : Isa::avx512;
+  if (!vnni) return Isa::avx512;
+  const bool amx = (d >> 24 & 1) && (d >> 25 & 1) && (low & 0x60000) == 0x60000;
+  return amx && may_use_tiles() ? Isa::amx : Isa::avx512_vnni;
 #else
   return Isa::scalar;
 #endif
@@ -50,7 +66,7 @@ void set_isa(const char* name) {
     chosen.store(i);
     return;
   }
-  throw std::invalid_argument(std::string("isa must be scalar, avx2, avx512 or avx512_vnni, got ") + name);
+  throw std::invalid_argument(std::string("isa must be scalar, avx2, avx512, avx512_vnni or amx, got ") + name);
 }
 
 }  // namespace ofa

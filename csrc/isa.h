@@ -5,9 +5,9 @@
 
 namespace ofa {
 
-enum class Isa { scalar, avx2, avx512, avx512_vnni };
-constexpr const char* isa_names[] = {"scalar", "avx2", "avx512", "avx512_vnni"};
-constexpr int isa_count = 4;
+enum class Isa { scalar, avx2, avx512, avx512_vnni, amx };
+constexpr const char* isa_names[] = {"scalar", "avx2", "avx512", "avx512_vnni", "amx"};
+constexpr int isa_count = 5;
 
 Isa best_isa();                  // what this CPU and operating system can run, by CPUID
 Isa isa();                       // in use: best_isa() unless set
@@ -30,6 +30,9 @@ void set_isa(const char* name);  // for tests and benchmarks; throws std::invali
     }                                    \
     namespace avx512_vnni {              \
     extern const type table;             \
+    }                                    \
+    namespace amx {                      \
+    extern const type table;             \
     }
 #  define OFA_SELECT(table)                \
     (*[]() {                               \
@@ -40,6 +43,8 @@ void set_isa(const char* name);  // for tests and benchmarks; throws std::invali
           return &ofa::avx512::table;      \
         case ofa::Isa::avx512_vnni:        \
           return &ofa::avx512_vnni::table; \
+        case ofa::Isa::amx:                \
+          return &ofa::amx::table;         \
         default:                           \
           return &ofa::scalar::table;      \
       }                                    \

@@ -29,8 +29,9 @@ class Search {
         row_bytes_(depth * (dtype == Dtype::f32 ? 4 : 2)) {}
 
   void run(float* scores, int64_t* indices, int64_t* report) {
-    measure(keys_, key_count_, scratch_.key_norms.of(0), "keys");
-    measure(queries_, query_count_, scratch_.query_norms.of(0), "queries");
+    measure_all(queries_, query_count_, scratch_.query_norms.of(0), "queries");
+    // The screen of cosines can take the norms of keys as it goes, which saves reading the keys twice.
+    if (!plan_.screened || !cosine_) measure_all(keys_, key_count_, scratch_.key_norms.of(0), "keys");
     if (!cosine_) {
       const double* norms = scratch_.key_norms.of(0);
       std::frexp(*std::max_element(norms, norms + key_count_), &key_exponent_);
@@ -54,6 +55,7 @@ class Search {
 
  private:
   static constexpr int64_t group = 512;  // rows of one task
+  static constexpr int64_t no_row = std::numeric_limits<int64_t>::max();
 
   struct Task {
     Search* search;
@@ -67,21 +69,28 @@ class Search {
   }
   double query_norm(int64_t query) const { return scratch_.query_norms.of(0)[first_ + query]; }
 
-  // Norms of all rows. The squared norm of float32 values is finite in float64, unless one of them is not.
-  void measure(const char* rows, int64_t count, double* norms, const char* argument) {
-    std::atomic<int64_t> bad{count};
+  // The norms of rows [begin, begin + count), noting the first row that is not finite: float32 values that are have a
+  // squared norm that is finite in float64.
+  void measure(const char* rows, int64_t begin, int64_t count, double* norms, int worker) {
+    exact_.squared_norms(rows + begin * row_bytes_, dtype_, count, depth_, norms + begin, scratch_.row.of(worker));
+    for (int64_t row = begin; row < begin + count; ++row) {
+      if (!std::isfinite(norms[row]))
+        for (int64_t known = bad_row_; row < known && !bad_row_.compare_exchange_weak(known, row);) continue;
+      norms[row] = std::sqrt(norms[row]);
+    }
+  }
+
+  void measure_all(const char* rows, int64_t count, double* norms, const char* argument) {
     parallel_for(ceil_div(count, group), plan_.threads, [&](int64_t task, int worker) {
-      const int64_t begin = task * group, size = std::min(group, count - begin);
-      exact_.squared_norms(rows + begin * row_bytes_, dtype_, size, depth_, norms + begin, scratch_.row.of(worker));
-      for (int64_t row = begin; row < begin + size; ++row) {
-        if (!std::isfinite(norms[row]))
-          for (int64_t known = bad; row < known && !bad.compare_exchange_weak(known, row);) continue;
-        norms[row] = std::sqrt(norms[row]);
-      }
+      measure(rows, task * group, std::min(group, count - task * group), norms, worker);
     });
-    if (bad < count)
+    check_finite(argument);
+  }
+
+  void check_finite(const char* argument) const {
+    if (bad_row_ != no_row)
       throw std::invalid_argument(std::string(argument) + " must be finite, got NaN or infinity in row " +
-                                  std::to_string(bad));
+                                  std::to_string(bad_row_));
   }
 
   // Scores are held in units of a power of two, in which no bound overflows or underflows.
@@ -110,14 +119,14 @@ class Search {
                      scratch_.query_norms.of(0) + first_ + at, tile, out, scratch_.row.of(worker));
       for (int64_t q = at; q < at + tile; ++q) {
         const double scale = scratch_.query_scale.of(0)[q], residual = scratch_.query_residual.of(0)[q];
-        const bool none = scale == 0;
+        const bool zero = scale == 0;
         // |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, in units of the query's scale
-        scratch_.slope.of(0)[q] = none ? 0 : (residual + arithmetic + slack * (1 + residual)) / scale;
-        scratch_.reach.of(0)[q] = none ? 0 : (1 + residual) * (1 + slack) / scale;
+        scratch_.slope.of(0)[q] = zero ? 0 : (residual + arithmetic + slack * (1 + residual)) / scale;
+        scratch_.reach.of(0)[q] = zero ? 0 : (1 + residual) * (1 + slack) / scale;
         scratch_.query_unit.of(0)[q] =
-            none || cosine_ ? scale : scale * std::ldexp(query_norm(q), key_exponent_ - exponent(q));
+            zero || cosine_ ? scale : scale * std::ldexp(query_norm(q), key_exponent_ - exponent(q));
         for (int64_t segment = 0; segment < plan_.segments; ++segment)
-          scratch_.threshold.of(segment)[q] = none ? infinity : -infinity;
+          scratch_.threshold.of(segment)[q] = zero ? infinity : -infinity;
       }
     });
   }
@@ -127,6 +136,7 @@ class Search {
     const int64_t size = std::min(plan_.chunk, key_count_ - chunk_);
     parallel_for(ceil_div(size, tile), plan_.threads, [&](int64_t task, int worker) {
       const int64_t at = task * tile, count = std::min<int64_t>(tile, size - at);
+      if (cosine_ && first_ == 0) measure(keys_, chunk_ + at, count, scratch_.key_norms.of(0), worker);
       const double* norms = scratch_.key_norms.of(0) + chunk_ + at;
       float *scale = scratch_.key_scale.of(0) + at, *residual = scratch_.key_residual.of(0) + at,
             *norm = scratch_.key_norm.of(0) + at;
@@ -145,6 +155,7 @@ class Search {
       scratch_.tile_norm.of(0)[task] = largest_norm;
       scratch_.tile_residual.of(0)[task] = largest_residual;
     });
+    check_finite("keys");
   }
 
   void screen() {
@@ -317,6 +328,7 @@ class Search {
   const int64_t row_bytes_;
   const TopkExact& exact_ = OFA_SELECT(topk_exact);
   const TopkScreen& screen_ = plan_.screen;
+  std::atomic<int64_t> bad_row_{no_row};
   int key_exponent_ = 0;
   int64_t first_ = 0, slab_ = 0, chunk_ = 0;
 };

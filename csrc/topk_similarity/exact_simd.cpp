@@ -10,9 +10,16 @@ constexpr int doubles = lanes / 2;      // of a register
 constexpr int registers = 8 / doubles;  // that make up the eight lanes of a canonical sum
 typedef double vdouble __attribute__((vector_size(8 * doubles), aligned(8), may_alias));
 typedef float vhalf __attribute__((vector_size(4 * doubles), aligned(4), may_alias));
-typedef int64_t vlong __attribute__((vector_size(8 * doubles), aligned(8), may_alias));
 
-inline vdouble widen(const float* p) { return __builtin_convertvector(*reinterpret_cast<const vhalf*>(p), vdouble); }
+inline vdouble widen(const float* p) {
+#if defined(__AVX512F__)  // for which GCC 12 converts in halves and joins them
+  return reinterpret_cast<vdouble>(_mm512_cvtps_pd(_mm256_loadu_ps(p)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<vdouble>(_mm256_cvtps_pd(_mm_loadu_ps(p)));
+#else
+  return __builtin_convertvector(*reinterpret_cast<const vhalf*>(p), vdouble);
+#endif
+}
 inline vdouble load_doubles(const double* p) { return *reinterpret_cast<const vdouble*>(p); }
 
 struct Sum {

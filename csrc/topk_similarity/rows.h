@@ -3,6 +3,13 @@
 
 #include "simd.h"
 
+#if defined(__SSE2__)
+#  pragma GCC diagnostic push
+#  pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // what GCC 12 says of its own intrinsics
+#  include <immintrin.h>
+#  pragma GCC diagnostic pop
+#endif
+
 namespace ofa {
 namespace OFA_ISA {
 

@@ -17,7 +17,7 @@ import torch
 from ofa_fast import _native
 from ofa_fast.ops import backend
 
-ISAS = ("scalar", "avx2", "avx512", "avx512_vnni")
+ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "amx")
 
 
 def _runnable_isas() -> tuple[str, ...]:
