@@ -25,7 +25,7 @@ COLUMNS = ("step", "epoch", "loss", "learning_rate", "tokens", "seconds")
 
 class Checkpoints:
     def __init__(self, out: str | os.PathLike) -> None:
-        out = Path(out)
+        self.out = out = Path(out)
         self.folder = out.with_name(f"{out.name}.checkpoints")
         self.partial = self.folder / ".partial"
         self.run_file = self.folder / "run.json"
@@ -106,9 +106,14 @@ class Checkpoints:
             self._remove(path)
 
     def delete(self) -> None:
+        """Once ``out`` is there: drop all of this, and what a process killed while it wrote ``out`` left beside it."""
         for path in self.complete().values():
             self._remove(path)
         shutil.rmtree(self.folder, ignore_errors=True)
+        left = re.compile(rf"\.{re.escape(self.out.name)}\.\w+\.(partial|old)")
+        for path in self.out.parent.iterdir():
+            if left.fullmatch(path.name):
+                shutil.rmtree(path)
 
     def _remove(self, checkpoint: Path) -> None:
         # Deleting a folder takes many steps; a rename takes it out of the complete ones at once.

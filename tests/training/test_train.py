@@ -234,12 +234,14 @@ def test_what_a_killed_run_leaves_half_written_is_ignored(uninterrupted, factori
     monkeypatch.undo()
     assert (checkpoints.partial / "checkpoint-9").exists()
     (checkpoints.folder / ".checkpoint-8.x.partial").mkdir()
+    (tmp_path / ".out.x_1.partial").mkdir()
     with open(checkpoints.losses_file, "a") as file:
         file.write("10,0.3,5.1")
 
     assert list(checkpoints.complete()) == [3, 6]
     train(factorized_dir, texts, out, resume=True, **OPTIONS)
     assert curve(out) == curve(uninterrupted)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(factorized_dir, texts, tmp_path, monkeypatch):
