@@ -214,7 +214,7 @@ def _parser() -> argparse.ArgumentParser:
         "evaluate trained/ --task retrieval --data bible/ --source eng --out report",
     )
     add("model", metavar="MODEL", help="folder or hub id")
-    add("--task", choices=("retrieval",), default="retrieval")
+    add("--task", choices=("retrieval",), default="retrieval", help="what to measure (default: retrieval)")
     add("--data", type=Path, required=True, metavar="DIR", help="line-aligned texts, Tatoeba pairs or SIB-200")
     add("--source", default="eng", metavar="LANGUAGE", help="every other language is retrieved from it (default: eng)")
     add("--languages", nargs="+", metavar="LANGUAGE", help="only these (default: all)")
@@ -279,10 +279,11 @@ def _train(args) -> None:
     from ofa_fast.training import train
 
     report = train(**{name: value for name, value in vars(args).items() if name not in ("run", "debug")})
-    print(
-        f"{args.out}: {report['arguments']['steps']} steps, final loss {report['final_loss']:.3f}, "
-        f"{report['tokens_per_second']:,.0f} tokens/s"
-    )
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
+        print(
+            f"{args.out}: {report['arguments']['steps']} steps, final loss {report['final_loss']:.3f}, "
+            f"{report['tokens_per_second']:,.0f} tokens/s"
+        )
 
 
 def _evaluate(args) -> None:
