@@ -46,6 +46,9 @@ class FactorizedConfig(PreTrainedConfig):
                     f"source_model_type {source!r} in config.json is not an architecture of "
                     f"transformers {transformers.__version__}"
                 )
+            rank = config_dict.get("rank")
+            if not isinstance(rank, int) or rank < 1:
+                raise ValueError(f"rank in config.json must be a positive integer, got {rank!r}")
             return config_twin(CONFIG_MAPPING[source]).from_dict(config_dict, **kwargs)
         return super().from_dict(config_dict, **kwargs)
 

@@ -155,10 +155,6 @@ class FactorizedModel:
         self.config.get_text_config().vocab_size = self.vocab_size = rows
         return embedding
 
-    def _adjust_bias(self, output_embeddings, input_embeddings) -> None:
-        if not isinstance(output_embeddings, (FactorizedEmbedding, FactorizedHead)):
-            super()._adjust_bias(output_embeddings, input_embeddings)
-
 
 def _resized(parameter: nn.Parameter, rows: int, mean: bool) -> nn.Parameter:
     kept = parameter.detach()[:rows]

@@ -173,9 +173,13 @@ def test_configuration_and_tokenizer_load(tokenizers, tmp_path):
     assert copy.deepcopy(config).to_dict() == config.to_dict()
 
 
-def test_architecture_that_transformers_lacks_is_named(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "ofa-fast", "source_model_type": "nosuch", "rank": 3}')
-    with pytest.raises(ValueError, match="'nosuch'"):
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [({"source_model_type": "nosuch", "rank": 3}, "'nosuch'"), ({"source_model_type": "bert"}, "rank .* got None")],
+)
+def test_folders_with_a_wrong_configuration_are_refused(entries, message, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "ofa-fast"} | entries))
+    with pytest.raises(ValueError, match=message):
         AutoConfig.from_pretrained(tmp_path)
 
 
