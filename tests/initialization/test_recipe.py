@@ -186,6 +186,13 @@ def test_results_repeat_bit_for_bit(inputs, results):
         assert torch.equal(first.weights, second.weights)
 
 
+def test_chunks_of_queries_do_not_change_the_result(inputs, results, monkeypatch):
+    monkeypatch.setattr("ofa_fast.initialization.neighbors.QUERIES_PER_CHUNK", 37)
+    chunked = initialize(*inputs, rank=8, progress=True)
+    assert torch.equal(chunked.neighbors, results[0].neighbors)
+    assert torch.equal(chunked.weights, results[0].weights)
+
+
 def test_plan_counts_what_initialize_does(inputs, results):
     planned = plan(inputs[0].shape, *inputs[1:], rank=[8, None])
     report = results[0].report
