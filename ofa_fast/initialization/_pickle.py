@@ -39,9 +39,6 @@ class ForeignObjectError(ValueError):
 class _Record:
     """Stands for any admitted gensim object: a bag of attributes, with no behaviour."""
 
-    def __new__(cls, *_: Any) -> _Record:
-        return object.__new__(cls)
-
 
 class _Dtype:
     """A dtype as the pickle describes it: numpy's own ``__setstate__`` trusts flags that turn bytes into pointers."""
@@ -58,23 +55,21 @@ class _Dtype:
 
 
 class _Array:
-    """An array as the pickle describes it, checked against the bytes that are really there."""
+    """An array as the pickle describes it, made only of the bytes that are really there."""
 
     value: np.ndarray | None = None
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
-        self.value = _array(data, dtype, shape, "F" if fortran else "C")
+        self.fill(data, dtype, shape, "F" if fortran else "C")
 
-
-def _array(data: Any, dtype: _Dtype, shape: tuple[int, ...], order: str) -> np.ndarray:
-    if isinstance(data, str):
-        data = data.encode("latin1")
-    return np.frombuffer(data, dtype=dtype.value).reshape(shape, order=order)
-
-
-def _scalar(dtype: _Dtype, data: Any) -> Any:
-    return _array(data, dtype, (), "C")[()]
+    def fill(self, data: Any, dtype: _Dtype, shape: tuple[int, ...], order: str) -> _Array:
+        if not isinstance(dtype, _Dtype):
+            raise TypeError("an array without a dtype")
+        if isinstance(data, str):
+            data = data.encode("latin1")
+        self.value = np.frombuffer(data, dtype=dtype.value).reshape(shape, order=order)
+        return self
 
 
 def _encode(text: str, encoding: str) -> bytes:
@@ -83,40 +78,42 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
-_ADMITTED: dict[tuple[str, str], Any] = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _Array,
-    ("_codecs", "encode"): _encode,
-}
-for _core in ("numpy.core", "numpy._core"):
-    _ADMITTED[f"{_core}.multiarray", "_reconstruct"] = lambda *_: _Array()
-    _ADMITTED[f"{_core}.multiarray", "scalar"] = _scalar
-    _ADMITTED[f"{_core}.numeric", "_frombuffer"] = _array
-for _kind in (
-    "KeyedVectors",
-    "Word2VecKeyedVectors",
-    "EuclideanKeyedVectors",
-    "WordEmbeddingsKeyedVectors",
-    "BaseKeyedVectors",
-    "Vocab",
-):
-    _ADMITTED["gensim.models.keyedvectors", _kind] = _Record
-_ADMITTED["gensim.models.word2vec", "Vocab"] = _Record
+def _stand_ins() -> dict[tuple[str, str], Any]:
+    """What each admitted name stands for; made anew for each file: a pickle can set attributes of what it gets."""
+
+    class Record(_Record):
+        pass
+
+    table: dict[tuple[str, str], Any] = {
+        ("numpy", "dtype"): lambda *args: _Dtype(*args),
+        ("numpy", "ndarray"): "numpy.ndarray",
+        ("_codecs", "encode"): lambda *args: _encode(*args),
+        ("gensim.models.word2vec", "Vocab"): Record,
+    }
+    for kind in ("", "Word2Vec", "Euclidean", "WordEmbeddings", "Base"):
+        table["gensim.models.keyedvectors", f"{kind}KeyedVectors"] = Record
+    table["gensim.models.keyedvectors", "Vocab"] = Record
+    for core in ("numpy.core", "numpy._core"):
+        table[f"{core}.multiarray", "_reconstruct"] = lambda *_: _Array()
+        table[f"{core}.multiarray", "scalar"] = lambda dtype, data: _Array().fill(data, dtype, (), "C").value.item()
+        table[f"{core}.numeric", "_frombuffer"] = lambda *args: _Array().fill(*args)
+    return table
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
+    def __init__(self, stream: BinaryIO) -> None:
+        # latin1 is what numpy asks for to read arrays pickled by Python 2.
+        super().__init__(stream, encoding="latin1")
+        self._table = _stand_ins()
+
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ADMITTED[module, name]
+            return self._table[module, name]
         except KeyError:
             raise ForeignObjectError(f"the object {module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> Any:
         raise ForeignObjectError(f"a persistent object {pid!r}")
-
-
-def _plain(value: Any) -> Any:
-    return value.value if isinstance(value, _Array) else value
 
 
 def _side_array(path: Path, attribute: str) -> np.ndarray:
@@ -147,8 +144,7 @@ def read_keyed_vectors(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
             except (OSError, EOFError, zlib.error) as error:
                 raise ValueError(f"{path}: damaged gzip file: {error}") from error
         try:
-            # latin1 is what numpy asks for to read arrays pickled by Python 2.
-            record = _RestrictedUnpickler(stream, encoding="latin1").load()
+            record = _RestrictedUnpickler(stream).load()
         except ForeignObjectError as error:
             raise ValueError(
                 f"{path}: refused, since it holds {error}: only gensim KeyedVectors and numpy arrays are read. "
@@ -159,7 +155,7 @@ def read_keyed_vectors(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
     if not isinstance(record, _Record):
         raise ValueError(f"{path}: holds a {type(record).__name__}, not gensim KeyedVectors")
 
-    attributes = {name: _plain(value) for name, value in vars(record).items()}
+    attributes = {name: value.value if isinstance(value, _Array) else value for name, value in vars(record).items()}
     for name in attributes.get("__numpys", ()):
         if name in ("vectors", "syn0"):
             try:
