@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from torch.nn import functional
 from tqdm.auto import tqdm
 
 from ofa_fast.ops import topk_similarity
 
 QUERIES_PER_CHUNK = 32_768
 SCREEN_EXTRA = 22
+ROWS_PER_RESCORING = 1024
 FULL_ROWS_PER_CHUNK = 64
 
 
@@ -36,28 +36,32 @@ def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int, published: bool =
     return scores, indices
 
 
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    lengths = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return vectors / np.where(lengths > 0, lengths, 1.0)[:, None]
+
+
 def _search64(queries: torch.Tensor, keys: torch.Tensor, k: int):
     """Top k in float64. A float32 screen keeps a few more; rows that it leaves open, and ties, are done in full."""
-    queries, keys = functional.normalize(queries, eps=1e-300), functional.normalize(keys, eps=1e-300)
+    queries, keys = _unit(queries.numpy()), _unit(keys.numpy())
     wide = min(k + SCREEN_EXTRA, len(keys))
-    screened, candidates = topk_similarity(queries.float(), keys.float(), wide)
+    screened, candidates = topk_similarity(torch.from_numpy(queries).float(), torch.from_numpy(keys).float(), wide)
     candidates = candidates.sort(dim=1).values
-    rescored = torch.cat(
-        [
-            torch.einsum("qd,qcd->qc", some, keys[among])
-            for some, among in zip(queries.split(1024), candidates.split(1024), strict=True)
-        ]
-    )
-    scores, order = rescored.sort(dim=1, descending=True, stable=True)
+    rescored = [
+        np.einsum("qd,qcd->qc", queries[begin : begin + ROWS_PER_RESCORING], keys[among])
+        for begin in range(0, len(queries), ROWS_PER_RESCORING)
+        for among in [candidates[begin : begin + ROWS_PER_RESCORING].numpy()]
+    ]
+    scores, order = torch.from_numpy(np.concatenate(rescored)).sort(dim=1, descending=True, stable=True)
     indices = candidates.gather(1, order)
     if k < len(keys):
         unsure = scores[:, k - 1] - scores[:, min(k, wide - 1)] < 1e-12
         if wide < len(keys):
             unsure |= scores[:, k - 1] - screened[:, -1] < 1e-5
         for rows in unsure.nonzero().flatten().split(FULL_ROWS_PER_CHUNK):
-            full = queries[rows].numpy() @ keys.numpy().T
+            full = queries[rows.numpy()] @ keys.T
             # Among equals numpy takes some, and the published script with it: the same call finds the same ones.
-            chosen = torch.from_numpy(np.argpartition(full, -k, axis=1)[:, -k:].copy()).sort(dim=1).values
+            chosen = torch.from_numpy(np.sort(np.argpartition(full, -k, axis=1)[:, -k:], axis=1))
             values, order = torch.from_numpy(full).gather(1, chosen).sort(dim=1, descending=True, stable=True)
             scores[rows, :k], indices[rows, :k] = values, chosen.gather(1, order)
     return scores[:, :k], indices[:, :k]

@@ -24,7 +24,7 @@ class _Chunk:
     subwords: np.ndarray  # [S] the distinct subwords, ascending
     starts: np.ndarray  # [S] where each subword's occurrences begin
     words: np.ndarray  # [P] the distinct word, 0 <= word < W, of an occurrence
-    counts: np.ndarray  # [P] how often it counts
+    counts: np.ndarray  # [P] in how many of the word's spellings
 
 
 def spellings(word: str) -> tuple[str, ...]:
@@ -102,11 +102,17 @@ def _occurrences(
     with tokenization.whole_texts(tokenizer), tqdm(total=len(index), desc=name, disable=not progress) as bar:
         for begin in range(0, len(index), WORDS_PER_CHUNK):
             end = min(begin + WORDS_PER_CHUNK, len(index))
-            yield _chunk(tokenizer, index[begin:end], texts_of, parity, rows, row_starts[begin : end + 1])
+            yield _chunk(tokenizer, index[begin:end], texts_of, rows, row_starts[begin : end + 1])
             bar.update(end - begin)
 
 
-def _chunk(tokenizer, words, texts_of, parity, rows, row_starts) -> _Chunk:
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """starts[i], starts[i] + 1, ..., ``lengths[i]`` of them, for one i after the other."""
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(starts, lengths) + within
+
+
+def _chunk(tokenizer, words, texts_of, rows, row_starts) -> _Chunk:
     texts: dict[str, int] = {}
     text_of = np.array([texts.setdefault(text, len(texts)) for word in words for text in texts_of(word)])
     word_of = np.repeat(np.arange(len(words)), len(text_of) // len(words))
@@ -116,8 +122,7 @@ def _chunk(tokenizer, words, texts_of, parity, rows, row_starts) -> _Chunk:
     pairs = np.unique(np.repeat(np.arange(len(texts)), np.diff(offsets)) * base + ids)
     ids, starts = pairs % base, np.searchsorted(pairs, np.arange(len(texts) + 1) * base)
     lengths = np.diff(starts)[text_of]
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    ids = ids[np.repeat(starts[text_of], lengths) + within]
+    ids = ids[_ranges(starts[text_of], lengths)]
     pairs, counts = np.unique(ids * len(words) + np.repeat(word_of, lengths), return_counts=True)
     subwords, starts = np.unique(pairs // len(words), return_index=True)
     return _Chunk(
@@ -126,7 +131,7 @@ def _chunk(tokenizer, words, texts_of, parity, rows, row_starts) -> _Chunk:
         subwords,
         starts,
         pairs % len(words),
-        counts if parity else np.ones_like(counts),
+        counts,
     )
 
 
@@ -154,41 +159,60 @@ def subword_vectors(
         tokenizer: a Hugging Face tokenizer; a Rust one is about six times as fast as a Python one.
         word_vectors: ``WordVectors`` of W words, d dimensions.
         languages: count only words of these ISO 639-3 codes.
-        parity: as published: n[s, w] counts the spellings (0 to 3), the ``$`` of the markup is encoded as a space,
-            and the unknown token takes part.
+        parity: as published, bit for bit: n[s, w] counts the spellings (0 to 3), the ``$`` of the markup is encoded
+            as a space, and the unknown token takes part.
         progress: show a progress bar.
 
     Returns:
         [V, d], V the largest id + 1: float32, float64 with ``parity``; summed in float64 either way, deterministic.
 
     Raises:
-        ValueError: an empty vocabulary; vectors that do not fit the words or are not finite.
+        ValueError: an empty vocabulary; vectors or languages that do not fit the words; no word of ``languages``.
 
-    Peak extra memory: 8 V d bytes for the sums, and 16,384 words with their encodings (about 150 MB).
+    Peak extra memory: 8 V d bytes for the sums, and 16,384 words with their encodings (about 150 MB); with ``parity``
+    also 16 bytes for each subword of each word.
 
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.2.
     """
     vectors = _checked(word_vectors)
     size, dim = len(tokenization.tokens_by_id(tokenizer)), vectors.shape[1]
+    chunks = _occurrences(tokenizer, word_vectors, languages, parity, progress, name)
+    if parity:
+        return _published_means(chunks, vectors, size)
     sums, totals = np.zeros((size, dim)), np.zeros(size)
-    for chunk in _occurrences(tokenizer, word_vectors, languages, parity, progress, name):
+    for chunk in chunks:
         values = np.asarray(vectors[chunk.rows], dtype=np.float64)
-        finite = np.isfinite(values).all(axis=1)
-        if not finite.all():
-            row = int(chunk.rows[np.argmin(finite)])
-            raise ValueError(f"word_vectors.vectors must be finite, but row {row} ({word_vectors.words[row]!r}) is not")
         sizes = np.diff(chunk.row_starts, append=len(chunk.rows))
         if len(chunk.row_starts) < len(chunk.rows):
             values = np.add.reduceat(values, chunk.row_starts)
         sums[chunk.subwords] += functional.embedding_bag(
-            torch.from_numpy(chunk.words),
-            torch.from_numpy(values),
-            torch.from_numpy(chunk.starts),
-            per_sample_weights=torch.from_numpy(chunk.counts.astype(np.float64)),
-            mode="sum",
+            torch.from_numpy(chunk.words), torch.from_numpy(values), torch.from_numpy(chunk.starts), mode="sum"
         ).numpy()
-        totals[chunk.subwords] += np.add.reduceat(chunk.counts * sizes[chunk.words], chunk.starts)
-    if not parity:
-        sums[list(tokenization.special_ids(tokenizer))] = 0.0
+        totals[chunk.subwords] += np.add.reduceat(sizes[chunk.words], chunk.starts)
+    sums[list(tokenization.special_ids(tokenizer))] = 0.0
     sums /= np.maximum(totals, 1)[:, None]
-    return sums if parity else sums.astype(np.float32)
+    return sums.astype(np.float32)
+
+
+def _published_means(chunks: Iterator[_Chunk], vectors: np.ndarray, size: int) -> np.ndarray:
+    """Σ (1/n) v over the n members of each subword, in the order of the words: equal to the published vectors.
+
+    Equal, because a last bit decides which of two equally near subwords is a neighbour.
+    """
+    occurrences = [np.empty(0, dtype=np.int64)]
+    for chunk in chunks:
+        sizes = np.diff(chunk.row_starts, append=len(chunk.rows))[chunk.words]
+        subwords = np.repeat(chunk.subwords, np.diff(chunk.starts, append=len(chunk.words)))
+        rows = chunk.rows[_ranges(chunk.row_starts[chunk.words], sizes)]
+        pairs = np.repeat(subwords, sizes) * len(vectors) + rows
+        occurrences.append(np.repeat(pairs, np.repeat(chunk.counts, sizes)))
+    subwords, rows = np.divmod(np.sort(np.concatenate(occurrences)), len(vectors))
+    subwords, starts = np.unique(subwords, return_index=True)
+    means = np.zeros((size, vectors.shape[1]))
+    for subword, members in zip(subwords, np.split(rows, starts[1:]), strict=True):
+        weight = 1.0 / len(members)
+        for begin in range(0, len(members), WORDS_PER_CHUNK):
+            terms = vectors[members[begin : begin + WORDS_PER_CHUNK]].astype(np.float64) * weight
+            terms[0] += means[subword]
+            means[subword] = terms.sum(axis=0)
+    return means
