@@ -100,16 +100,16 @@ def _print_plan(args, config, tokenizers, vectors) -> None:
     )
     body = sum(p.numel() for p in model.parameters()) - shape.numel()
     tables = [size["factorized"] for size in planned["parameters"]]
-    print(f"source   {config.model_type}, table {shape[0]:,} x {shape[1]}")
-    print(f"vectors  {vectors.vectors.shape[0]:,} words x {vectors.vectors.shape[1]}")
-    print(f"target   {_summary(planned['counts'])}")
+    print(f"source    {config.model_type}, table {shape[0]:,} x {shape[1]}")
+    print(f"vectors   {vectors.vectors.shape[0]:,} words x {vectors.vectors.shape[1]}")
+    print(f"target    {_summary(planned['counts'])}")
     for script, counts in planned["scripts"].items():
-        print(f"         {script:<12}{_summary(counts)}")
+        print(f"          {script:<12}{_summary(counts)}")
     for rank, table in zip(args.rank, tables, strict=True):
-        print(f"{_rank_name(rank):<9}table {table / 1e6:,.1f} M parameters, model {(body + table) / 1e6:,.1f} M")
+        print(f"{_rank_name(rank):<10}table {table / 1e6:,.1f} M parameters, model {(body + table) / 1e6:,.1f} M")
     # The source model and one new model are held beside what initialize holds.
     peak = planned["memory"]["peak"] + 4 * (2 * body + max(tables))
-    print(f"memory   {peak / 2**20:,.0f} MiB at most, beside Python and its libraries", flush=True)
+    print(f"memory    {peak / 2**20:,.0f} MiB at most, beside Python and its libraries", flush=True)
 
 
 def _summary(counts: dict) -> str:
