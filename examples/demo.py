@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections import Counter
 from pathlib import Path
 
 import torch
@@ -44,7 +43,7 @@ SPECIAL = {
     "mask_token": "[MASK]",
 }
 VOCABULARY = 20_000
-STEPS, BATCH, LENGTH, LEARNING_RATE = 40, 16, 128, 5e-5
+STEPS, BATCH, LENGTH, LEARNING_RATE = 32, 16, 64, 2e-5
 LAYER, TOP = 6, 10
 
 
@@ -63,6 +62,9 @@ def main() -> None:
     minilm = get_minilm()
     source = AutoModelForMaskedLM.from_pretrained(minilm)
     source_tokenizer = AutoTokenizer.from_pretrained(minilm)
+    # MiniLM comes without a masked-language-model head. A random one would first of all unlearn its sentence vectors, so
+    # the new one starts neutral: it passes hidden states on, and (below) expects each piece as often as it occurs.
+    torch.nn.init.eye_(source.cls.predictions.transform.dense.weight)
 
     books = [line.split()[0] for line in VERSES.read_text().splitlines()]
     held_out = [line for line, book in enumerate(books) if book in HELD_OUT]
@@ -76,6 +78,9 @@ def main() -> None:
 
     say(f"a tokenizer of {VOCABULARY:,} pieces")
     tokenizer = train_tokenizer(training_files, out / "tokenizer")
+    counts = {language: count_pieces(tokenizer, file) for language, file in zip(LANGUAGES, training_files, strict=True)}
+    frequencies = 1 + sum(counts.values())
+    log_frequencies = torch.log(frequencies / frequencies.sum())
 
     arms, initialised = {}, None
     for method in ("ofa", "random"):
@@ -92,7 +97,9 @@ def main() -> None:
         initialised = initialised or results[0]
         for name, result in zip(RANKS, results, strict=True):
             arm = arms[f"{method}, {name}"] = out / f"{method}-{name.replace(' ', '-')}"
-            ofa_fast.build_model(source, result, tokenizer).save_pretrained(arm / "initialised")
+            model = ofa_fast.build_model(source, result, tokenizer)
+            model.get_output_embeddings().bias.data.copy_(log_frequencies)
+            model.save_pretrained(arm / "initialised")
             tokenizer.save_pretrained(arm / "initialised")
             result.write(arm / "initialised", tables=False)
 
@@ -118,7 +125,7 @@ def main() -> None:
 
     say("done")
     print_table(measured, len(held_out))
-    print_examples(initialised, source_tokenizer, tokenizer, dict(zip(LANGUAGES, training_files, strict=True)))
+    print_examples(initialised, source_tokenizer, tokenizer, counts)
     plot(measured, losses, out / "demo.png")
     numbers = {"seed": args.seed, "retrieval": measured, "losses": losses}
     (out / "demo.json").write_text(json.dumps(numbers, indent=2))
@@ -157,6 +164,12 @@ def train_tokenizer(files: list[Path], folder: Path) -> PreTrainedTokenizerFast:
     return AutoTokenizer.from_pretrained(folder)
 
 
+def count_pieces(tokenizer, file: Path) -> torch.Tensor:
+    """How often each piece of the vocabulary stands in a text."""
+    ids = tokenizer(file.read_text(encoding="utf-8").splitlines(), add_special_tokens=False).input_ids
+    return torch.bincount(torch.tensor([i for line in ids for i in line]), minlength=len(tokenizer))
+
+
 def measure(model: Path, lines: list[int]) -> dict[str, float]:
     """Top-10 retrieval accuracy of each language with English on the held-out verses, the mean of both directions."""
     report = retrieval_report(model, BIBLE, lines=lines, layer=LAYER, k=(1, TOP), progress=False)
@@ -174,20 +187,17 @@ def print_table(measured: dict, candidates: int) -> None:
             print(f"{label:<27}" + "".join(f"{accuracy[column]:>10.3f}" for column in columns))
 
 
-def print_examples(result, source_tokenizer, tokenizer, files: dict[str, Path]) -> None:
+def print_examples(result, source_tokenizer, tokenizer, counts: dict[str, torch.Tensor]) -> None:
     """For each new language two frequent whole words that the source lacks, and what their rows were made from."""
-    print("\nWhat unseen subwords were made from (weight, source subword)\n")
-    for language, file in files.items():
-        counts = Counter(i for ids in tokenizer(file.read_text(encoding="utf-8").splitlines()).input_ids for i in ids)
-        words = [
-            i
-            for i, _ in counts.most_common(2000)
-            if result.origin[i] == 1 and tokenizer.convert_ids_to_tokens(i)[:1] == "▁" and result.weights[i, 0] > 0.2
-        ]
-        for i in words[:2]:
+    print("\nWhat unseen subwords were made from (weight and source subword)\n")
+    similar = (result.origin == 1) & (result.weights[:, 0] > 0.2)
+    for language, count in counts.items():
+        frequent = count.mul(similar).argsort(descending=True)[:200].tolist()
+        words = [i for i in frequent if len(tokenizer.convert_ids_to_tokens(i).removeprefix("▁")) > 3]
+        for i in words[:2] if language != "eng" else ():
             made_of = zip(result.weights[i, :3].tolist(), result.neighbors[i, :3].tolist(), strict=True)
-            parts = "  ".join(f"{weight:.2f} {source_tokenizer.convert_ids_to_tokens(s)}" for weight, s in made_of)
-            print(f"  {LANGUAGES[language]:<10}{tokenizer.convert_ids_to_tokens(i)[1:]:<16}{parts}")
+            parts = "  ".join(f"{weight:.2f} {source_tokenizer.convert_ids_to_tokens(s):<12}" for weight, s in made_of)
+            print(f"  {LANGUAGES[language]:<10}{tokenizer.convert_ids_to_tokens(i).removeprefix('▁'):<16}{parts}")
 
 
 def plot(measured: dict, losses: dict, path: Path) -> None:
