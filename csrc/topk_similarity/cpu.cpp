@@ -67,6 +67,7 @@ class Search {
   Candidate* candidates(int64_t segment, int64_t query) const {
     return scratch_.candidates.of(segment) + query * plan_.capacity;
   }
+  double* lows(int64_t segment, int64_t query) const { return scratch_.lows.of(segment) + query * k_; }
   double query_norm(int64_t query) const { return scratch_.query_norms.of(0)[first_ + query]; }
 
   // The norms of rows [begin, begin + count), noting the first row that is not finite: float32 values that are have a
@@ -103,7 +104,7 @@ class Search {
 
   void clear() {
     for (int64_t segment = 0; segment < plan_.segments; ++segment)
-      std::fill_n(scratch_.states.of(segment), slab_, State{-infinity, 0, 0, 0});
+      std::fill_n(scratch_.states.of(segment), slab_, State{-infinity, 0, 0, 0, 0});
   }
 
   void encode_queries() {
@@ -125,6 +126,7 @@ class Search {
         scratch_.reach.of(0)[q] = zero ? 0 : (1 + residual) * (1 + slack) / scale;
         scratch_.query_unit.of(0)[q] =
             zero || cosine_ ? scale : scale * std::ldexp(query_norm(q), key_exponent_ - exponent(q));
+        scratch_.query_inverse.of(0)[q] = zero ? 0 : 1 / scratch_.query_unit.of(0)[q];
         for (int64_t segment = 0; segment < plan_.segments; ++segment)
           scratch_.threshold.of(segment)[q] = zero ? infinity : -infinity;
       }
@@ -178,57 +180,86 @@ class Search {
       arguments.tile_residual = scratch_.tile_residual.of(0) + tile;
       arguments.key_tiles = tiles * (segment + 1) / plan_.segments - tile;
       arguments.depth = depth_;
-      arguments.hit = [](void* context, int64_t query, int64_t key, float product) {
+      arguments.hit = [](void* context, int64_t query, int64_t key, uint64_t mask, const float* products) {
         const Task& task = *static_cast<Task*>(context);
-        task.search->hit(task, task.query + query, task.key + key, product);
+        task.search->hit(task, task.query + query, task.key + key, mask, products);
       };
       arguments.context = &task;
       screen_.run(arguments);
     });
   }
 
-  void hit(const Task& task, int64_t query, int64_t key, float product) {
-    if (chunk_ + key >= key_count_) return;
-    const double unit = scratch_.query_unit.of(0)[query];
-    const double score = unit * product * scratch_.key_scale.of(0)[key];
-    const double error = unit * (1 + 0x1p-20) *
-                         (static_cast<double>(scratch_.slope.of(0)[query]) * scratch_.key_norm.of(0)[key] +
-                          static_cast<double>(scratch_.reach.of(0)[query]) * scratch_.key_residual.of(0)[key]);
+  void hit(const Task& task, int64_t query, int64_t key, uint64_t mask, const float* products) {
     State& state = this->state(task.segment, query);
-    const Candidate candidate{score, static_cast<float>(error), static_cast<int32_t>(chunk_ + key)};
-    // A key that can only equal the threshold loses to the k before it by its index.
-    if (candidate.high() <= state.threshold) return;
-    candidates(task.segment, query)[state.count++] = candidate;
-    if (state.count == plan_.capacity) compact(task.segment, query, task.worker);
+    const float *scale = scratch_.key_scale.of(0) + key, *norm = scratch_.key_norm.of(0) + key,
+                *residual = scratch_.key_residual.of(0) + key;
+    const double unit = scratch_.query_unit.of(0)[query], slope = unit * (1 + 0x1p-20) * scratch_.slope.of(0)[query],
+                 reach = unit * (1 + 0x1p-20) * scratch_.reach.of(0)[query];
+    for (; mask; mask &= mask - 1) {
+      const int at = __builtin_ctzll(mask);
+      if (chunk_ + key + at >= key_count_) return;
+      const Candidate candidate{unit * products[at] * scale[at],
+                                static_cast<float>(slope * norm[at] + reach * residual[at]),
+                                static_cast<int32_t>(chunk_ + key + at)};
+      // A key that can only equal the threshold loses to the k before it by its index.
+      if (candidate.high() > state.threshold) add(candidate, state, task.segment, query, task.worker);
+    }
   }
 
-  // Makes room: drops what the bounds rule out and, where that is little, decides the rest exactly.
-  void compact(int64_t segment, int64_t query, int worker) {
-    State& state = this->state(segment, query);
-    Candidate* list = candidates(segment, query);
-    state.count = drop(list, state.count, state.threshold, worker);
-    if (state.count > (plan_.capacity + k_) / 2) {
-      const int64_t rescored = rescore(list, state.count, query, worker);
-      state.rescored += rescored;
-      state.undecided += rescored > 0;
-      std::nth_element(list, list + k_ - 1, list + state.count, before);
-      state.count = k_;
-      state.threshold = list[k_ - 1].score;
+  void add(const Candidate& candidate, State& state, int64_t segment, int64_t query, int worker) {
+    candidates(segment, query)[state.count++] = candidate;
+    if (raise(candidate.low(), state, lows(segment, query))) set_limit(state, segment, query);
+    if (state.count == plan_.capacity) compact(state, segment, query, worker);
+  }
+
+  // Takes the lower bound of one more key into the heap of the k best, whose least is the threshold.
+  bool raise(double low, State& state, double* heap) const {
+    if (state.seen < k_) {
+      heap[state.seen++] = low;
+      if (state.seen < k_) return false;
+      std::make_heap(heap, heap + k_, std::greater<double>());
+    } else {
+      if (low <= heap[0]) return false;
+      int64_t at = 0;
+      for (int64_t child = 1; child < k_; child = 2 * at + 1) {
+        child += child + 1 < k_ && heap[child + 1] < heap[child];
+        if (heap[child] >= low) break;
+        heap[at] = heap[child];
+        at = child;
+      }
+      heap[at] = low;
     }
+    state.threshold = heap[0];
+    return true;
+  }
+
+  // The threshold as the screen compares it, rounded down.
+  void set_limit(const State& state, int64_t segment, int64_t query) const {
     if (!plan_.screened) return;
-    const double limit = state.threshold / scratch_.query_unit.of(0)[query];
+    const double limit = state.threshold * scratch_.query_inverse.of(0)[query];
     const double lowered = limit - std::abs(limit) * 0x1p-21 - (limit == 0 ? 0 : 1e-30);
     scratch_.threshold.of(segment)[query] = static_cast<float>(lowered);
   }
 
-  // Keeps the candidates that may be among the k best, given that all may; raises the threshold.
-  int64_t drop(Candidate* list, int64_t count, double& threshold, int worker) const {
-    double* lows = scratch_.lows.of(worker);
-    for (int64_t i = 0; i < count; ++i) lows[i] = list[i].low();
-    std::nth_element(lows, lows + k_ - 1, lows + count, std::greater<double>());
-    threshold = std::max(threshold, lows[k_ - 1]);
-    const double limit = threshold;
-    return std::remove_if(list, list + count, [=](const Candidate& c) { return c.high() < limit; }) - list;
+  // Makes room: drops what the bounds rule out and, where that is little, decides the rest exactly.
+  void compact(State& state, int64_t segment, int64_t query, int worker) {
+    Candidate* list = candidates(segment, query);
+    state.count = drop(list, state.count, state.threshold);
+    if (state.count <= (plan_.capacity + k_) / 2) return;
+    const int64_t rescored = rescore(list, state.count, query, worker);
+    state.rescored += rescored;
+    state.undecided += rescored > 0;
+    std::nth_element(list, list + k_ - 1, list + state.count, before);
+    state.count = k_;
+    double* heap = lows(segment, query);
+    for (int64_t i = 0; i < k_; ++i) heap[i] = list[i].score;
+    std::make_heap(heap, heap + k_, std::greater<double>());
+    state.threshold = heap[0];
+    set_limit(state, segment, query);
+  }
+
+  static int64_t drop(Candidate* list, int64_t count, double threshold) {
+    return std::remove_if(list, list + count, [=](const Candidate& c) { return c.high() < threshold; }) - list;
   }
 
   // Gives every candidate its true score.
@@ -263,7 +294,6 @@ class Search {
     parallel_for(slab_ * plan_.segments, plan_.threads, [&](int64_t task, int worker) {
       const int64_t segment = task % plan_.segments, query = task / plan_.segments;
       State& state = this->state(segment, query);
-      Candidate* list = candidates(segment, query);
       int32_t* indices = scratch_.indices.of(worker);
       const int64_t end = key_count_ * (segment + 1) / plan_.segments;
       for (int64_t key = key_count_ * segment / plan_.segments; key < end;) {
@@ -272,8 +302,7 @@ class Search {
         const double* scores = true_scores(indices, size, query, worker);
         for (int64_t i = 0; i < size; ++i) {
           if (scores[i] <= state.threshold) continue;
-          list[state.count++] = {scores[i], 0.0f, static_cast<int32_t>(key + i)};
-          if (state.count == plan_.capacity) compact(segment, query, worker);
+          add({scores[i], 0.0f, static_cast<int32_t>(key + i)}, state, segment, query, worker);
         }
         key += size;
         state.rescored += size;
@@ -291,15 +320,16 @@ class Search {
           continue;
         }
         Candidate* list = scratch_.merged.of(worker);
+        double* lows = scratch_.merged_lows.of(worker);
         int64_t count = 0;
-        double threshold = -infinity;
         for (int64_t segment = 0; segment < plan_.segments; ++segment) {
           const int64_t size = state(segment, query).count;
           std::copy_n(candidates(segment, query), size, list + count);
-          threshold = std::max(threshold, state(segment, query).threshold);
           count += size;
         }
-        count = drop(list, count, threshold, worker);
+        for (int64_t i = 0; i < count; ++i) lows[i] = list[i].low();
+        std::nth_element(lows, lows + k_ - 1, lows + count, std::greater<double>());
+        count = drop(list, count, lows[k_ - 1]);
         state(0, query).rescored += rescore(list, count, query, worker);
         std::partial_sort(list, list + k_, list + count, before);
         const int exponent = this->exponent(query);
@@ -337,7 +367,7 @@ class Search {
 
 int64_t workspace(int64_t queries, int64_t keys, int64_t depth, int64_t k, int threads) {
   Workspace measure;
-  Scratch(measure, Plan(queries, keys, depth, k, threads), queries, keys, depth);
+  Scratch(measure, Plan(queries, keys, depth, k, threads), queries, keys, depth, k);
   return measure.bytes();
 }
 
@@ -357,7 +387,7 @@ void forward(Tensor queries_tensor, Tensor keys_tensor, int64_t k, bool cosine, 
 
   const Plan plan(queries, keys, depth, k, threads);
   Workspace memory(workspace);
-  const Scratch scratch(memory, plan, queries, keys, depth);
+  const Scratch scratch(memory, plan, queries, keys, depth, k);
   Search(query_rows, key_rows, dtype, queries, keys, depth, k, cosine, plan, scratch).run(scores, indices, report);
 }
 

@@ -29,7 +29,8 @@ struct Screen {
   const float* key_scale;                  // [key_tiles * key_tile]
   const float *tile_norm, *tile_residual;  // [key_tiles]: the largest of the tile
   int64_t key_tiles, depth;
-  void (*hit)(void* context, int64_t query, int64_t key, float product);  // keys ascend for each query
+  // Pairs of one query that pass: keys key + i for every bit i of mask. Keys ascend from call to call of a query.
+  void (*hit)(void* context, int64_t query, int64_t key, uint64_t mask, const float* products);
   void* context;
 };
 

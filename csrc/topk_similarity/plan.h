@@ -27,7 +27,9 @@ inline bool before(const Candidate& a, const Candidate& b) {
 // What is known of one query over one segment of the keys.
 struct State {
   double threshold;  // k keys seen so far have at least this score
-  int64_t count, rescored, undecided;
+  int64_t count;     // of its candidates
+  int64_t seen;      // keys in the heap of the k best lower bounds
+  int64_t rescored, undecided;
 };
 
 // How the work is divided. Nothing here changes the result.
@@ -50,7 +52,7 @@ struct Plan {
     code_bytes = screened ? round_up(depth, screen.step) * screen.code_size : 0;
 
     slab = round_up(std::min(queries, std::max<int64_t>(unit, (24 << 20) / (capacity * sizeof(Candidate)))), unit);
-    block = screened ? std::clamp(round_up(ceil_div(slab, threads), unit), unit, round_up(120, unit)) : 1;
+    block = screened ? std::clamp(round_up(ceil_div(slab, threads), unit), unit, round_up(128, unit)) : 1;
     segments = std::min(ceil_div(threads, ceil_div(slab, block)), ceil_div(keys, 4096));
     segments = std::max<int64_t>(segments, 1);
     slab = std::max(unit, round_up(slab / segments, unit));
@@ -65,14 +67,14 @@ struct Scratch {
   Workspace::Array<float> key_scale, key_residual, key_norm, tile_norm, tile_residual;
   Workspace::Array<float> query_scale, query_residual, slope, reach, threshold;
   Workspace::Array<int32_t> offset;
-  Workspace::Array<double> query_unit;
+  Workspace::Array<double> query_unit, query_inverse;
   Workspace::Array<State> states;
   Workspace::Array<Candidate> candidates, merged;
-  Workspace::Array<double> lows, dots, wide;
+  Workspace::Array<double> lows, merged_lows, dots, wide;
   Workspace::Array<int32_t> positions, indices;
   Workspace::Array<float> row;
 
-  Scratch(Workspace& memory, const Plan& plan, int64_t queries, int64_t keys, int64_t depth)
+  Scratch(Workspace& memory, const Plan& plan, int64_t queries, int64_t keys, int64_t depth, int64_t k)
       : key_norms(memory, keys),
         query_norms(memory, queries),
         key_codes(memory, plan.chunk * plan.code_bytes),
@@ -89,10 +91,12 @@ struct Scratch {
         threshold(memory, plan.slab, plan.segments),
         offset(memory, plan.slab),
         query_unit(memory, plan.slab),
+        query_inverse(memory, plan.slab),
         states(memory, plan.slab, plan.segments),
         candidates(memory, plan.slab * plan.capacity, plan.segments),
         merged(memory, plan.capacity * plan.segments, plan.threads),
-        lows(memory, plan.capacity * plan.segments, plan.threads),
+        lows(memory, plan.slab * k, plan.segments),
+        merged_lows(memory, plan.capacity * plan.segments, plan.threads),
         dots(memory, plan.capacity * plan.segments, plan.threads),
         wide(memory, round_up(depth, 8), plan.threads),
         positions(memory, plan.capacity * plan.segments, plan.threads),

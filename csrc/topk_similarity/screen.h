@@ -45,10 +45,7 @@ static inline void gate(const Screen& s, int64_t query, int64_t key, const Produ
   float values[vectors * lanes];
 #pragma GCC unroll 4
   for (int j = 0; j < vectors; ++j) store(values + j * lanes, to_float(products[j]));
-  for (; mask; mask &= mask - 1) {
-    const int at = __builtin_ctzll(mask);
-    s.hit(s.context, query, key + at, values[at]);
-  }
+  s.hit(s.context, query, key, mask, values);
 }
 
 }  // namespace OFA_ISA
