@@ -19,6 +19,7 @@ from ofa_fast.initialization.result import ORIGINS, RANDOM
 # Unicode names begin with the script, save for these.
 _SCRIPTS = {
     "CANADIAN": "Canadian Aboriginal",
+    "CARON": "Common",
     "CJK": "Han",
     "IDEOGRAPHIC": "Han",
     "MEETEI": "Meetei Mayek",
@@ -26,6 +27,7 @@ _SCRIPTS = {
     "NEW": "New Tai Lue",
     "NKO": "N'Ko",
     "OL": "Ol Chiki",
+    "PHAGS": "Phags-pa",
     "SYLOTI": "Syloti Nagri",
     "TAI": "Tai",
 }

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from ofa_fast.initialization import Initialization, WordVectors, initialize, match_vocabularies, plan, subword_vectors
+from ofa_fast.initialization.report import script
 from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
 
 DIM = 32
@@ -219,6 +220,29 @@ def test_report(inputs, results, tokenizers):
     other = initialize(inputs[0] + 1, *inputs[1:], rank=8).report
     changed = {name for name in report["sha256"] if report["sha256"][name] != other["sha256"][name]}
     assert changed == {"source_embeddings"}
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (" water", "Latin"),
+        ("Вода", "Cyrillic"),
+        ("ⲙⲱⲟⲩ", "Coptic"),
+        ("ᎠᎹ", "Cherokee"),
+        ("水", "Han"),
+        ("々", "Han"),
+        ("ﾐｽﾞ", "Katakana"),
+        ("２つ", "Hiragana"),
+        ("Ｗ", "Latin"),
+        ("ᱫᱟᱜ", "Ol Chiki"),
+        ("ߖߌ", "N'Ko"),
+        ("7:", "Common"),
+        (b"\xe2", "Bytes"),
+        (None, "Unused"),
+    ],
+)
+def test_script_of_a_token(text, expected):
+    assert script(text) == expected
 
 
 @pytest.mark.parametrize("which", [0, 2])
