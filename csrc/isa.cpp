@@ -46,7 +46,8 @@ Isa best_isa() {
   if (!(ymm && avx2 && fma && f16c)) return Isa::scalar;
   if (!(zmm && avx512)) return Isa::avx2;
   if (!vnni) return Isa::avx512;
-  const bool amx = (d >> 24 & 1) && (d >> 25 & 1) && (low & 0x60000) == 0x60000;
+  const bool tiles = (d >> 22 & 1) && (d >> 24 & 1) && (d >> 25 & 1) && (low & 0x60000) == 0x60000;  // bf16, tile, int8
+  const bool amx = tiles && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a >> 5 & 1);                 // AVX512-BF16
   return amx && may_use_tiles() ? Isa::amx : Isa::avx512_vnni;
 #else
   return Isa::scalar;

@@ -20,17 +20,30 @@ constexpr int64_t slice = 64;  // columns of grad_basis that one task computes
 
 size_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
+// On AMX the parts of floats cost more than they gain while the rank is small; bfloat16 coordinates are one part.
+const Kernels& kernels_for(Dtype coordinates, int64_t rank) {
+#if defined(__x86_64__)
+  if (isa() == Isa::amx && coordinates != Dtype::bf16 && rank < 192) return avx512_vnni::cross_entropy;
+#else
+  (void)coordinates, (void)rank;
+#endif
+  return OFA_SELECT(cross_entropy);
+}
+
 // How the work is divided: by sizes alone, never by threads, so that sums have the same order on any number of them.
 struct Plan {
-  int64_t labelled, rank, stride, size, blocks, chunks, group;
+  const Kernels& kernels;
+  int64_t labelled, rank, stride, size, blocks, tiles, chunks, group;
 
-  Plan(int64_t labelled, int64_t vocabulary, int64_t rank) : labelled(labelled), rank(rank), stride(padded(rank)) {
+  Plan(Dtype coordinates, int64_t labelled, int64_t vocabulary, int64_t rank)
+      : kernels(kernels_for(coordinates, rank)), labelled(labelled), rank(rank), stride(padded(rank)) {
     blocks = ceil_div(labelled, block);
     size = blocks ? ceil_div(ceil_div(labelled, blocks), 16) * 16 : 0;  // labelled rows of a block
     blocks = blocks ? ceil_div(labelled, size) : 0;
     const int64_t one = std::max<int64_t>(size * stride, 1);
     chunks = std::clamp(partial_floats / one, fewest_chunks, most_chunks);
-    chunks = std::clamp<int64_t>(ceil_div(vocabulary, tile), 1, chunks);
+    tiles = ceil_div(vocabulary, kernels.tile);
+    chunks = std::clamp<int64_t>(tiles, 1, chunks);
     group = std::clamp<int64_t>(partial_floats / (one * chunks), 1, std::max<int64_t>(blocks, 1));  // blocks at a time
   }
 
@@ -56,20 +69,18 @@ struct Matrix {
 
 // projected = hidden basisT of the labelled rows, and their labels
 struct Projection {
-  Workspace::Array<float> basis, packed, projected, transposed;
+  bool with_gradient;
+  Workspace::Array<float> basis, packed, projected, score_operand, gradient_operand;
   Workspace::Array<int64_t> labels;
 
-  Projection(Workspace& workspace, const Plan& plan, int64_t width, int threads)
-      : basis(workspace, packed_size(plan.rank, width, OFA_SELECT(gemm).nr)),
+  Projection(Workspace& workspace, const Plan& plan, int64_t width, bool with_gradient, int threads)
+      : with_gradient(with_gradient),
+        basis(workspace, packed_size(plan.rank, width, OFA_SELECT(gemm).nr)),
         packed(workspace, packed_size(plan.size, width, OFA_SELECT(gemm).mr), threads),
         projected(workspace, plan.labelled * plan.stride),
-        transposed(workspace, plan.blocks * plan.rank * block_stride),
+        score_operand(workspace, plan.kernels.score_operand_size(plan.rank), plan.blocks),
+        gradient_operand(workspace, plan.kernels.gradient_operand_size(plan.rank), with_gradient ? plan.blocks : 0),
         labels(workspace, plan.labelled) {}
-
-  Block block_of(const Plan& plan, int64_t b) const {
-    return {plan.count(b), labels.of(0) + b * plan.size, projected.of(0) + b * plan.size * plan.stride,
-            transposed.of(0) + b * plan.rank * block_stride};
-  }
 
   std::vector<Block> compute(const Plan& plan, const Rows& hidden, const Matrix& basis_matrix,
                              const int64_t* all_labels, int threads) const {
@@ -77,20 +88,18 @@ struct Projection {
     const int64_t rank = plan.rank, stride = plan.stride, width = hidden.width;
     for (int64_t i = 0; i < plan.labelled; ++i) labels.of(0)[i] = all_labels[hidden.index[i]];
     gemm.pack_rows(basis_matrix.data, basis_matrix.dtype, width, nullptr, rank, width, gemm.nr, basis.of(0));
+    std::vector<Block> result(plan.blocks);
     parallel_for(plan.blocks, threads, [&](int64_t b, int worker) {
       const int64_t count = plan.count(b);
       float* out = projected.of(0) + b * plan.size * stride;
-      float* columns = transposed.of(0) + b * rank * block_stride;
       gemm.pack_rows(hidden.data, hidden.dtype, width, hidden.index + b * plan.size, count, width, gemm.mr,
                      packed.of(worker));
       gemm.multiply(packed.of(worker), basis.of(0), count, rank, width, out, stride, false);
       for (int64_t t = 0; t < count; ++t) std::fill(out + t * stride + rank, out + (t + 1) * stride, 0.0f);
-      for (int64_t r = 0; r < rank; ++r)
-        for (int64_t t = 0; t < block_stride; ++t)
-          columns[r * block_stride + t] = t < count ? out[t * stride + r] : 0.0f;
+      float* for_gradient = with_gradient ? gradient_operand.of(b) : nullptr;
+      plan.kernels.prepare(out, count, rank, score_operand.of(b), for_gradient);
+      result[b] = {count, labels.of(0) + b * plan.size, out, score_operand.of(b), for_gradient};
     });
-    std::vector<Block> result(plan.blocks);
-    for (int64_t b = 0; b < plan.blocks; ++b) result[b] = block_of(plan, b);
     return result;
   }
 };
@@ -101,10 +110,10 @@ struct ForwardScratch {
   Workspace::Array<double> sum;
 
   ForwardScratch(Workspace& workspace, const Plan& plan, int64_t width, int threads)
-      : projection(workspace, plan, width, threads),
-        panel(workspace, tile * plan.stride, threads),
-        bias(workspace, tile, threads),
-        scores(workspace, tile * block_stride, threads),
+      : projection(workspace, plan, width, false, threads),
+        panel(workspace, plan.kernels.panel_size(plan.rank), threads),
+        bias(workspace, plan.kernels.tile, threads),
+        scores(workspace, plan.kernels.tile * block_stride, threads),
         target(workspace, plan.labelled),
         maximum(workspace, block_stride, plan.group * plan.chunks),
         others(workspace, (plan.size + 16) * plan.stride, plan.group * plan.chunks),
@@ -121,11 +130,11 @@ struct BackwardScratch {
       packed_slice, packed_columns, slice_sum;
 
   BackwardScratch(Workspace& workspace, const Plan& plan, int64_t width, int threads)
-      : projection(workspace, plan, width, threads),
-        panel(workspace, tile * plan.stride, threads),
-        bias(workspace, tile, threads),
-        scores(workspace, tile * block_stride, threads),
-        gradient(workspace, tile * plan.stride, threads),
+      : projection(workspace, plan, width, true, threads),
+        panel(workspace, plan.kernels.panel_size(plan.rank), threads),
+        bias(workspace, plan.kernels.tile, threads),
+        scores(workspace, plan.kernels.tile * block_stride, threads),
+        gradient(workspace, plan.kernels.tile * plan.stride, threads),
         weights(workspace, 3 * block_stride, plan.blocks),
         grad_projected(workspace, plan.labelled * plan.stride),
         basis(workspace, packed_size(width, plan.rank, OFA_SELECT(gemm).nr)),
@@ -151,8 +160,14 @@ struct Inputs {
     const int64_t rank = basis_tensor.size(0), width = basis_tensor.size(1);
     hidden = {hidden_tensor.data("hidden", {positions, width}), hidden_tensor.dtype(), width,
               rows.data<int64_t>("rows", {rows.numel()})};
-    table = {coordinates.data("coordinates", {vocabulary, rank}), coordinates.dtype(),
-             bias.numel() ? bias.data("bias", {vocabulary}) : nullptr, bias.dtype(), rank};
+    const bool coarse =
+        hidden.dtype == Dtype::bf16 && coordinates.dtype() == Dtype::bf16 && basis_tensor.dtype() == Dtype::bf16;
+    table = {coordinates.data("coordinates", {vocabulary, rank}),
+             coordinates.dtype(),
+             bias.numel() ? bias.data("bias", {vocabulary}) : nullptr,
+             bias.dtype(),
+             rank,
+             coarse};
     basis = {basis_tensor.data("basis", {rank, width}), basis_tensor.dtype()};
     labels = labels_tensor.data<int64_t>("labels", {positions});
     for (int64_t i = 0; i < rows.numel(); ++i) {
@@ -187,15 +202,17 @@ T* optional(const Tensor& tensor, const char* name, std::initializer_list<int64_
 
 }  // namespace
 
-int64_t forward_workspace(int64_t labelled, int64_t vocabulary, int64_t rank, int64_t width, int threads) {
+int64_t forward_workspace(Tensor coordinates, int64_t labelled, int64_t width, int threads) {
   Workspace measure;
-  ForwardScratch(measure, Plan(labelled, vocabulary, rank), width, threads);
+  const Plan plan(coordinates.dtype(), labelled, coordinates.size(0), coordinates.size(1));
+  ForwardScratch(measure, plan, width, threads);
   return measure.bytes();
 }
 
-int64_t backward_workspace(int64_t labelled, int64_t vocabulary, int64_t rank, int64_t width, int threads) {
+int64_t backward_workspace(Tensor coordinates, int64_t labelled, int64_t width, int threads) {
   Workspace measure;
-  BackwardScratch(measure, Plan(labelled, vocabulary, rank), width, threads);
+  const Plan plan(coordinates.dtype(), labelled, coordinates.size(0), coordinates.size(1));
+  BackwardScratch(measure, plan, width, threads);
   return measure.bytes();
 }
 
@@ -203,25 +220,24 @@ void forward(Tensor hidden, Tensor coordinates, Tensor basis, Tensor bias, Tenso
              Tensor loss_tensor, Tensor lse_tensor, Tensor others_tensor, Tensor workspace, int threads) {
   const Inputs in(hidden, coordinates, basis, bias, labels, rows);
   const int64_t rank = in.table.rank;
-  const Plan plan(rows.numel(), in.vocabulary, rank);
+  const Plan plan(in.table.dtype, rows.numel(), in.vocabulary, rank);
   float* loss = loss_tensor.data<float>("loss", {in.positions});
   float* lse = lse_tensor.data<float>("lse", {2, in.positions});
   float* others = optional<float>(others_tensor, "others", {in.positions, rank});
 
-  const Kernels& kernels = OFA_SELECT(cross_entropy);
   Workspace memory(workspace);
   ForwardScratch scratch(memory, plan, in.hidden.width, threads);
   const std::vector<Block> blocks = scratch.projection.compute(plan, in.hidden, in.basis, in.labels, threads);
-  const int64_t tiles = ceil_div(in.vocabulary, tile), chunks = plan.chunks;
+  const int64_t tile = plan.kernels.tile, tiles = plan.tiles, chunks = plan.chunks;
 
   for (int64_t first_block = 0; first_block < plan.blocks; first_block += plan.group) {
     const int64_t group = std::min(plan.group, plan.blocks - first_block);
     parallel_for(group * chunks, threads, [&](int64_t task, int worker) {
       const int64_t b = first_block + task / chunks, chunk = task % chunks;
-      kernels.forward(in.table, blocks[b], chunk * tiles / chunks * tile,
-                      std::min((chunk + 1) * tiles / chunks * tile, in.vocabulary),
-                      {scratch.panel.of(worker), scratch.bias.of(worker), scratch.scores.of(worker), nullptr},
-                      scratch.partial(task, others), scratch.target.of(0) + b * plan.size);
+      plan.kernels.forward(in.table, blocks[b], chunk * tiles / chunks * tile,
+                           std::min((chunk + 1) * tiles / chunks * tile, in.vocabulary),
+                           {scratch.panel.of(worker), scratch.bias.of(worker), scratch.scores.of(worker), nullptr},
+                           scratch.partial(task, others), scratch.target.of(0) + b * plan.size);
     });
     const int64_t first_row = first_block * plan.size,
                   last_row = std::min(first_row + group * plan.size, plan.labelled);
@@ -259,7 +275,7 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
               Tensor grad_bias_tensor, Tensor workspace, int threads) {
   const Inputs in(hidden, coordinates, basis, bias, labels, rows);
   const int64_t rank = in.table.rank, width = in.hidden.width, positions = in.positions;
-  const Plan plan(rows.numel(), in.vocabulary, rank);
+  const Plan plan(in.table.dtype, rows.numel(), in.vocabulary, rank);
   const float* grad_loss = grad_loss_tensor.data<float>("grad_loss", {positions});
   const float* grad_lse = grad_lse_tensor.data<float>("grad_lse", {positions});
   const float* loss = loss_tensor.data<float>("loss", {positions});
@@ -272,7 +288,6 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
   if (grad_hidden || grad_basis) others = others_tensor.data<float>("others", {positions, rank});
 
   const GemmTable& gemm = OFA_SELECT(gemm);
-  const Kernels& kernels = OFA_SELECT(cross_entropy);
   Workspace memory(workspace);
   BackwardScratch scratch(memory, plan, width, threads);
   const std::vector<Block> blocks = scratch.projection.compute(plan, in.hidden, in.basis, in.labels, threads);
@@ -302,9 +317,9 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
 
   if (grad_coordinates || grad_bias) {
     if (grad_coordinates) prefer_huge_pages(grad_coordinates, in.vocabulary * rank * item_size(in.table.dtype));
-    const int64_t tiles = ceil_div(in.vocabulary, tile), run = std::clamp<int64_t>(tiles / 128, 1, 8) * tile;
+    const int64_t run = std::clamp<int64_t>(plan.tiles / 128, 1, 8) * plan.kernels.tile;
     parallel_for(ceil_div(in.vocabulary, run), threads, [&](int64_t task, int worker) {
-      kernels.backward(
+      plan.kernels.backward(
           in.table, blocks.data(), weights.data(), plan.blocks, task * run, std::min((task + 1) * run, in.vocabulary),
           {scratch.panel.of(worker), scratch.bias.of(worker), scratch.scores.of(worker), scratch.gradient.of(worker)},
           grad_coordinates, grad_bias);

@@ -1,94 +1,14 @@
-#include "factorized_cross_entropy/kernels.h"
-#include "simd.h"
+#if defined(__AMX_BF16__)
+#  include "factorized_cross_entropy/products_amx.h"
+#else
+#  include "factorized_cross_entropy/products_fma.h"
+#endif
 
 namespace ofa {
 namespace OFA_ISA {
 namespace {
 
-using namespace factorized_cross_entropy;
-
-constexpr int mr = lanes == 16 ? 14 : 6;  // with two vectors a row the accumulators fill the register file
-constexpr int64_t depth_block = 224;      // keeps a panel of the right operand in the first-level cache
 constexpr float infinity = __builtin_inff();
-
-static_assert(tile % mr == 0 && block_stride % lanes == 0 && block_stride >= (block + mr - 1) / mr * mr);
-
-inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
-inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
-
-// The left operand of a product, element (row i, depth d) in either order in memory.
-struct ByRow {
-  const float* data;
-  int64_t stride;
-  float at(int i) const { return (data + i / 3 * 3 * stride)[i % 3 * stride]; }
-  ByRow block(int64_t row, int64_t depth) const { return {data + row * stride + depth, stride}; }
-  void advance() { ++data; }
-};
-
-struct ByDepth {
-  const float* data;
-  int64_t stride;
-  float at(int i) const { return data[i]; }
-  ByDepth block(int64_t row, int64_t depth) const { return {data + row + depth * stride, stride}; }
-  void advance() { data += stride; }
-};
-
-template <int vectors, class Left>
-inline void micro_kernel(Left a, const float* __restrict b, int64_t b_stride, int64_t depth, float* __restrict c,
-                         int64_t c_stride, const float* addend, bool accumulate, const char* ahead,
-                         int64_t ahead_step) {
-  vfloat sum[mr][vectors];
-#pragma GCC unroll 14
-  for (int i = 0; i < mr; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < vectors; ++j) sum[i][j] = vfloat{};
-  for (int64_t d = 0; d < depth; ++d, b += b_stride, a.advance()) {
-    __builtin_prefetch(ahead + d * ahead_step, 0, 2);
-    vfloat right[vectors];
-#pragma GCC unroll 2
-    for (int j = 0; j < vectors; ++j) right[j] = load(b + j * lanes);
-#pragma GCC unroll 14
-    for (int i = 0; i < mr; ++i) {
-      const vfloat left = splat(a.at(i));
-#pragma GCC unroll 2
-      for (int j = 0; j < vectors; ++j) sum[i][j] += left * right[j];
-    }
-  }
-#pragma GCC unroll 14
-  for (int i = 0; i < mr; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < vectors; ++j) {
-      float* out = c + i * c_stride + j * lanes;
-      if (accumulate) sum[i][j] += load(out);
-      store(out, addend ? sum[i][j] + splat(addend[i]) : sum[i][j]);
-    }
-}
-
-// c = a b (+ c) (+ addend of each row). Rows are rounded up to mr, columns to a vector; all operands have room for it.
-// Meanwhile brings the memory at `ahead` closer, `ahead_step` bytes at a time: in bursts it would stall the products.
-template <class Left>
-inline void multiply(Left a, const float* b, int64_t b_stride, int64_t rows, int64_t columns, int64_t depth, float* c,
-                     int64_t c_stride, bool accumulate, const float* addend = nullptr, const char* ahead = nullptr,
-                     int64_t ahead_step = 0) {
-  const int64_t parts = depth > depth_block ? (depth + depth_block - 1) / depth_block : 1,
-                step = (depth + parts - 1) / parts;
-  for (int64_t d = 0; d == 0 || d < depth; d += step) {
-    const int64_t length = smaller(step, depth - d);
-    const bool add = accumulate || d > 0;
-    const float* last_addend = d + step >= depth ? addend : nullptr;
-    for (int64_t j = 0; j < columns; j += 2 * lanes)
-      for (int64_t i = 0; i < rows; i += mr) {
-        const float* right = b + d * b_stride + j;
-        float* out = c + i * c_stride + j;
-        const float* extra = last_addend ? last_addend + i : nullptr;
-        if (columns - j > lanes)
-          micro_kernel<2>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add, ahead, ahead_step);
-        else
-          micro_kernel<1>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add, ahead, ahead_step);
-        ahead += ahead_step * length;
-      }
-  }
-}
 
 // exp(x) by 2^n e^r, |r| <= ln(2) / 2, e^r = 1 + r + r^2 q(r) with q minimax for the relative error (3e-9 before
 // rounding). Within 1 ulp of exp for -87.3 < x < 88.3; zero below, infinity above, NaN for NaN.
@@ -107,33 +27,6 @@ inline vfloat exponential(vfloat x) {
 }
 
 inline vfloat larger(vfloat a, vfloat b) { return a > b ? a : b; }
-
-// Coordinates and bias of the vocabulary rows [first, first + count) as floats; zeros up to whole vectors and
-// micro-kernels.
-void load_tile(const Table& table, int64_t first, int64_t count, const Scratch& scratch) {
-  const int64_t rank = table.rank, stride = padded(rank), rows = round_up(count, mr);
-  with_dtype(table.dtype, [&](auto constant) {
-    for (int64_t v = 0; v < count; ++v) {
-      float* out = scratch.panel + v * stride;
-      for (int64_t r = 0; r < rank; ++r)
-        out[r] = load_as_float(table.coordinates, constant.value, (first + v) * rank + r);
-      for (int64_t r = rank; r < stride; ++r) out[r] = 0.0f;
-    }
-  });
-  for (int64_t i = count * stride; i < rows * stride; ++i) scratch.panel[i] = 0.0f;
-  for (int64_t v = 0; v < rows; ++v)
-    scratch.bias[v] = table.bias && v < count ? load_as_float(table.bias, table.bias_dtype, first + v) : 0.0f;
-}
-
-// scores[v, t] = the logits of a loaded tile; meanwhile brings the next tile of the rows up to `last` closer.
-void score(const Table& table, const Block& rows, int64_t first, int64_t count, int64_t last, const Scratch& scratch) {
-  const int64_t row_bytes = table.rank * (table.dtype == Dtype::f32 ? 4 : 2), next = first + count;
-  const int64_t bytes = smaller(tile, last - next) * row_bytes;
-  const int64_t steps = round_up(count, mr) / mr * (round_up(rows.count, 2 * lanes) / (2 * lanes)) * table.rank;
-  multiply(ByRow{scratch.panel, padded(table.rank)}, rows.transposed, block_stride, count, rows.count, table.rank,
-           scratch.scores, block_stride, false, table.bias ? scratch.bias : nullptr,
-           static_cast<const char*>(table.coordinates) + next * row_bytes, (bytes + steps - 1) / steps);
-}
 
 // Calls found(vocabulary row within the tile, labelled row) for the labels that fall into the tile.
 template <class Found>
@@ -188,12 +81,13 @@ void forward(const Table& table, const Block& rows, int64_t first, int64_t last,
     partial.sum[t] = 0.0;
   }
   if (partial.others) {
-    for (int64_t i = 0; i < round_up(rows.count, mr) * stride; ++i) partial.others[i] = 0.0f;
+    for (int64_t i = 0; i < round_up(rows.count, 16) * stride; ++i) partial.others[i] = 0.0f;
     for (int64_t i = 0; i < tile * block_stride; ++i) scratch.scores[i] = 0.0f;
   }
+  start_products();
   for (int64_t begin = first; begin < last; begin += tile) {
     const int64_t count = smaller(tile, last - begin);
-    load_tile(table, begin, count, scratch);
+    load_tile(table, begin, count, partial.others, scratch);
     score(table, rows, begin, count, last, scratch);
     for (int64_t t = 0; t < rows.count; t += lanes) store(maximum + t, column_maximum(scratch.scores + t, count));
     for (int64_t t = 0; t < rows.count; ++t) {
@@ -214,10 +108,9 @@ void forward(const Table& table, const Block& rows, int64_t first, int64_t last,
       const vfloat sum = exponentiate_column(scratch.scores + t, count, load(maximum + t));
       for (int i = 0; i < lanes; ++i) partial.sum[t + i] += sum[i];
     }
-    if (partial.others)
-      multiply(ByDepth{scratch.scores, block_stride}, scratch.panel, stride, rows.count, table.rank, count,
-               partial.others, stride, true);
+    if (partial.others) add_others(table, rows, count, scratch, partial.others);
   }
+  finish_products();
 }
 
 void backward_tile(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
@@ -227,7 +120,7 @@ void backward_tile(const Table& table, const Block* blocks, const Weights* weigh
   for (int64_t v = 0; v < count; ++v) bias[v] = 0.0f;
   if (block_count == 0)
     for (int64_t i = 0; i < count * stride; ++i) scratch.gradient[i] = 0.0f;
-  load_tile(table, first, count, scratch);
+  load_tile(table, first, count, false, scratch);
   for (int64_t b = 0; b < block_count; ++b) {
     const Block& rows = blocks[b];
     score(table, rows, first, count, b ? first + count : last, scratch);
@@ -246,9 +139,7 @@ void backward_tile(const Table& table, const Block* blocks, const Weights* weigh
       scratch.scores[v * block_stride + t] = weights[b].target_weight[t];
       bias[v] += weights[b].target_weight[t];
     });
-    if (grad_coordinates)
-      multiply(ByRow{scratch.scores, block_stride}, rows.projected, stride, count, rank, rows.count, scratch.gradient,
-               stride, b > 0);
+    if (grad_coordinates) add_gradient(table, rows, count, scratch, b > 0);
   }
   if (grad_coordinates)
     with_dtype(table.dtype, [&](auto constant) {
@@ -262,14 +153,17 @@ void backward_tile(const Table& table, const Block* blocks, const Weights* weigh
 
 void backward(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
               int64_t last, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
+  start_products();
   for (int64_t begin = first; begin < last; begin += tile)
     backward_tile(table, blocks, weights, block_count, begin, smaller(tile, last - begin), last, scratch,
                   grad_coordinates, grad_bias);
+  finish_products();
 }
 
 }  // namespace
 
-extern const Kernels cross_entropy = {forward, backward};
+extern const Kernels cross_entropy = {tile,    score_operand_size, gradient_operand_size, panel_size, prepare, forward,
+                                      backward};
 
 }  // namespace OFA_ISA
 }  // namespace ofa

@@ -8,8 +8,8 @@
 
 namespace ofa::factorized_cross_entropy {
 
-int64_t forward_workspace(int64_t labelled, int64_t vocabulary, int64_t rank, int64_t width, int threads);  // bytes
-int64_t backward_workspace(int64_t labelled, int64_t vocabulary, int64_t rank, int64_t width, int threads);
+int64_t forward_workspace(Tensor coordinates, int64_t labelled, int64_t width, int threads);  // bytes
+int64_t backward_workspace(Tensor coordinates, int64_t labelled, int64_t width, int threads);
 
 void forward(Tensor hidden,       // [N, D]
              Tensor coordinates,  // [V, R]

@@ -1,4 +1,4 @@
-// The per-instruction-set half of the op: one tile of the logits at a time, `tile` vocabulary rows by the columns of
+// The per-instruction-set half of the op: one tile of the logits at a time, some vocabulary rows by the columns of
 // one block of labelled rows, so that maxima, sums and bias need no reduction across lanes and no operand needs
 // packing.
 #pragma once
@@ -11,9 +11,11 @@
 namespace ofa {
 namespace factorized_cross_entropy {
 
-constexpr int64_t tile = 168;          // vocabulary rows: a multiple of every micro-kernel's 14 or 6 rows
 constexpr int64_t block = 224;         // most labelled rows of a block
 constexpr int64_t block_stride = 240;  // floats from one row of a tile to the next; see padded()
+
+static inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+static inline int64_t round_up(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
 // Floats from one row of `width` floats to the next: whole cache lines, and an odd number of them, so that a column
 // of lines spreads over all sets of the cache.
@@ -25,13 +27,15 @@ struct Table {
   const void* bias;  // [V] or null
   Dtype bias_dtype;
   int64_t rank;
+  bool coarse;  // coordinates, basis and hidden states are bfloat16: 16 bits of what is computed from them are enough
 };
 
 struct Block {
-  int64_t count;            // labelled rows
-  const int64_t* labels;    // [count]
-  const float* projected;   // [count, padded(R)], the rows of hidden basisT
-  const float* transposed;  // [R, block_stride], the same as columns, zero beyond count
+  int64_t count;               // labelled rows
+  const int64_t* labels;       // [count]
+  const float* projected;      // [count, padded(R)], the rows of hidden basisT
+  const float* score_operand;  // the same as the products want it
+  const float* gradient_operand;
 };
 
 // What one chunk of the vocabulary adds to the sums of one block; `others` may be null.
@@ -47,13 +51,20 @@ struct Weights {
 };
 
 struct Scratch {    // of one worker
-  float* panel;     // [tile, padded(R)] coordinates of the tile
+  float* panel;     // [panel_size(R)] coordinates of the tile
   float* bias;      // [tile]
   float* scores;    // [tile, block_stride]
   float* gradient;  // [tile, padded(R)]; backward only
 };
 
 struct Kernels {
+  int64_t tile;  // vocabulary rows
+  // Floats of an operand of one block, and of a worker's panel.
+  int64_t (*score_operand_size)(int64_t rank);
+  int64_t (*gradient_operand_size)(int64_t rank);
+  int64_t (*panel_size)(int64_t rank);
+  // Writes the operands of a block from its projected rows; gradient_operand may be null.
+  void (*prepare)(const float* projected, int64_t count, int64_t rank, float* score_operand, float* gradient_operand);
   // Vocabulary rows [first, last). Writes `partial` and, for the labels in the range, target[row] = the label's logit.
   void (*forward)(const Table& table, const Block& rows, int64_t first, int64_t last, const Scratch& scratch,
                   const Partial& partial, float* target);

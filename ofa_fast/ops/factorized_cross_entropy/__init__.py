@@ -38,7 +38,7 @@ def _forward_native(hidden, coordinates, basis, labels, bias, ignore_index, with
     threads = torch.get_num_threads()
     inputs = _native_inputs(hidden, coordinates, basis, labels, bias, ignore_index)
     outputs = _outputs(hidden, coordinates, basis, labels, bias, ignore_index, with_others)
-    sizes = len(inputs[-1]), len(coordinates), *basis.shape, threads
+    sizes = inputs[1], len(inputs[-1]), basis.shape[1], threads
     scratch = workspace(_native.cpu.factorized_cross_entropy_forward_workspace(*sizes), hidden)
     _native.cpu.factorized_cross_entropy_forward(*inputs, *outputs, scratch, threads)
     return outputs
@@ -51,7 +51,7 @@ def _backward_native(
     inputs = _native_inputs(hidden, coordinates, basis, labels, bias, ignore_index)
     saved = (t.contiguous() for t in (loss, lse, others))
     grads = _gradients(hidden, coordinates, basis, bias, needs)
-    sizes = len(inputs[-1]), len(coordinates), *basis.shape, threads
+    sizes = inputs[1], len(inputs[-1]), basis.shape[1], threads
     scratch = workspace(_native.cpu.factorized_cross_entropy_backward_workspace(*sizes), hidden)
     _native.cpu.factorized_cross_entropy_backward(
         grad_loss.contiguous(), grad_lse.contiguous(), *inputs, *saved, *grads, scratch, threads

@@ -45,7 +45,7 @@ def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss
     rows, y, h, f, p, scores = _logits(hidden, coordinates, basis, labels, bias, ignore_index)
     g, z, nll = grad_loss[rows, None], grad_lse[rows, None], loss[rows, None]
     at_label = g * torch.expm1(-nll) + z * torch.exp(-nll)
-    grad_scores = ((scores - lse[0, rows, None]).exp() * (g + z)).scatter(1, y, at_label)
+    grad_scores = (scores.softmax(1) * (g + z)).scatter(1, y, at_label)
     if needs[0] or needs[2]:
         grad_projected = (g + z) * others[rows] + at_label * f[y.squeeze(1)]
     formulas = (
