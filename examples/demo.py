@@ -62,8 +62,8 @@ def main() -> None:
     minilm = get_minilm()
     source = AutoModelForMaskedLM.from_pretrained(minilm)
     source_tokenizer = AutoTokenizer.from_pretrained(minilm)
-    # MiniLM comes without a masked-language-model head. A random one would first of all unlearn its sentence vectors, so
-    # the new one starts neutral: it passes hidden states on, and (below) expects each piece as often as it occurs.
+    # MiniLM comes without a masked-language-model head. A random one would make it unlearn its sentence vectors first,
+    # so the new one starts neutral: it passes hidden states on, and (below) expects each piece as often as it occurs.
     torch.nn.init.eye_(source.cls.predictions.transform.dense.weight)
 
     books = [line.split()[0] for line in VERSES.read_text().splitlines()]
