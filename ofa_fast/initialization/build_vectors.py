@@ -101,8 +101,8 @@ def build_word_vectors(
 
     Raises:
         ValueError: fewer than two files, a code that has not three characters, files of different length, text that is
-            not UTF-8 (with file and line), lines out of range, a language with no words left, too few lines or words for
-            ``dim``, or another argument out of its range.
+            not UTF-8 (with file and line), lines out of range, a language with no words left, too few lines or words
+            for ``dim``, or another argument out of its range.
         FileNotFoundError: a file is not there.
     """
     pivot = pivot or ("eng" if "eng" in files else next(iter(files), None))
