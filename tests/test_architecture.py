@@ -96,6 +96,7 @@ def test_each_op_is_found_by_its_word(op):
         f"ofa_fast/ops/{op}/__init__.py",
         f"ofa_fast/ops/{op}/reference.py",
         f"tests/ops/test_{op}.py",
+        f"benchmarks/{op}.py",
         f"docs/ops/{op}.md",
     ]
     assert [path for path in expected if not (ROOT / path).exists()] == []
