@@ -10,6 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 
+def _finish(path: Path) -> None:
+    """Readable by others, which safetensors' own files are not, and on the disk."""
+    path.chmod(0o755 if path.is_dir() else 0o644)
+    _sync(path)
+
+
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -32,12 +38,11 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
         raise FileExistsError(f"{path} exists already: choose another folder, or overwrite it explicitly")
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-    work.chmod(0o755)
     try:
         yield work
         for file in work.rglob("*"):
-            _sync(file)
-        _sync(work)
+            _finish(file)
+        _finish(work)
         if path.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
             os.replace(path, old)
@@ -59,7 +64,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[Path]:
     work = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         yield work
-        _sync(work)
+        _finish(work)
         os.replace(work, path)
         _sync(path.parent)
     except BaseException:
