@@ -113,13 +113,30 @@ static inline void multiply_tile(const int8_t* queries, const int8_t* keys, int6
   _tile_stored(3, products + 16 * key_tile + 16, 4 * key_tile);
 }
 
+// All comparisons before the first branch: what passes is rare, and a mispredicted branch would stop the
+// multiplication.
 static inline void gate_tile(const Screen& s, const int32_t* products, int64_t query, int64_t tile) {
   float limit[query_tile];
   limits<query_tile>(s, query, tile, limit);
   const float* scales = s.key_scale + tile * key_tile;
   const vfloat scale[2] = {load(scales), load(scales + 16)};
-  for (int i = 0; i < query_tile; ++i)
-    gate<2>(s, query + i, tile * key_tile, reinterpret_cast<const vint*>(products + i * key_tile), scale, limit[i]);
+  const vint* rows = reinterpret_cast<const vint*>(products);
+  alignas(64) uint32_t masks[query_tile];
+#  pragma GCC unroll 8
+  for (int i = 0; i < query_tile; ++i) {
+    const vfloat bound = splat(limit[i]);
+    masks[i] = static_cast<uint32_t>(above(to_float(rows[2 * i]) * scale[0], bound) |
+                                     above(to_float(rows[2 * i + 1]) * scale[1], bound) << 16);
+  }
+  const __m512i low = _mm512_load_si512(masks), high = _mm512_load_si512(masks + 16);
+  uint32_t hits = _mm512_test_epi32_mask(low, low) | _mm512_test_epi32_mask(high, high) << 16;
+  for (; hits; hits &= hits - 1) {
+    const int i = __builtin_ctz(hits);
+    float values[key_tile];
+    store(values, to_float(rows[2 * i]));
+    store(values + 16, to_float(rows[2 * i + 1]));
+    s.hit(s.context, query + i, tile * key_tile, masks[i], values);
+  }
 }
 
 // The multiplication of a tile is under way while the products of the one before are compared.

@@ -188,7 +188,7 @@ def test_fullgraph(name, metric):
 
 
 @on_every_backend
-@pytest.mark.parametrize("q", [3, 300])
+@pytest.mark.parametrize("q", [3, 10, 300])
 def test_threads_do_not_change_the_result(name, q):
     queries, keys = make(q, 9000, 20)
     queries.requires_grad_(), keys.requires_grad_()
