@@ -88,7 +88,7 @@ void forward(const Table& table, const Block& rows, int64_t first, int64_t last,
   for (int64_t begin = first; begin < last; begin += tile) {
     const int64_t count = smaller(tile, last - begin);
     load_tile(table, begin, count, partial.others, scratch);
-    score(table, rows, begin, count, last, scratch);
+    score(table, rows, count, scratch);
     for (int64_t t = 0; t < rows.count; t += lanes) store(maximum + t, column_maximum(scratch.scores + t, count));
     for (int64_t t = 0; t < rows.count; ++t) {
       if (!(maximum[t] > partial.maximum[t])) continue;
@@ -114,7 +114,7 @@ void forward(const Table& table, const Block& rows, int64_t first, int64_t last,
 }
 
 void backward_tile(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
-                   int64_t count, int64_t last, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
+                   int64_t count, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
   const int64_t rank = table.rank, stride = padded(rank);
   float bias[tile];
   for (int64_t v = 0; v < count; ++v) bias[v] = 0.0f;
@@ -123,7 +123,7 @@ void backward_tile(const Table& table, const Block* blocks, const Weights* weigh
   load_tile(table, first, count, false, scratch);
   for (int64_t b = 0; b < block_count; ++b) {
     const Block& rows = blocks[b];
-    score(table, rows, first, count, b ? first + count : last, scratch);
+    score(table, rows, count, scratch);
     for_each_label(rows, first, count, [&](int64_t v, int64_t t) { scratch.scores[v * block_stride + t] = -infinity; });
     for (int64_t v = 0; v < count; ++v) {
       float* row = scratch.scores + v * block_stride;
@@ -155,8 +155,8 @@ void backward(const Table& table, const Block* blocks, const Weights* weights, i
               int64_t last, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
   start_products();
   for (int64_t begin = first; begin < last; begin += tile)
-    backward_tile(table, blocks, weights, block_count, begin, smaller(tile, last - begin), last, scratch,
-                  grad_coordinates, grad_bias);
+    backward_tile(table, blocks, weights, block_count, begin, smaller(tile, last - begin), scratch, grad_coordinates,
+                  grad_bias);
   finish_products();
 }
 

@@ -30,9 +30,14 @@ struct Right {
   int parts;
 };
 
+// Words from one part to the next: a third of 4 KiB off a multiple of it, or loads would wait for stores to other
+// parts.
+static inline int64_t part_words(int64_t words) { return round_up(words, 1024) + 352; }
 static inline int64_t left_stride(int64_t depth) { return (round_up(depth, 32) / 32 | 1) * 32; }
-static inline int64_t left_words(int64_t rows, int64_t depth) { return parts * rows * left_stride(depth) / 2; }
-static inline int64_t right_words(int64_t depth, int64_t stride) { return parts * round_up(depth, 32) / 2 * stride; }
+static inline int64_t left_part(int64_t rows, int64_t depth) { return part_words(rows * left_stride(depth) / 2) * 2; }
+static inline int64_t right_part(int64_t depth, int64_t stride) { return part_words(round_up(depth, 32) / 2 * stride); }
+static inline int64_t left_words(int64_t rows, int64_t depth) { return parts * left_part(rows, depth) / 2; }
+static inline int64_t right_words(int64_t depth, int64_t stride) { return parts * right_part(depth, stride); }
 
 static inline int64_t score_operand_size(int64_t rank) { return right_words(rank, block_stride); }
 static inline int64_t gradient_operand_size(int64_t rank) { return right_words(block, padded(rank)); }
@@ -68,7 +73,7 @@ static inline void finish_products() { _tile_release(); }
 // c[16 m, 16 n] of a product
 template <int m, int n>
 static inline void multiply_block(const Left& a, const Right& b, int64_t depth, float* c, int64_t c_stride,
-                                  bool accumulate, const char*& ahead, int64_t ahead_step) {
+                                  bool accumulate) {
   const int64_t c_bytes = c_stride * 4, a_bytes = a.stride * 2, b_bytes = b.stride * 4;
   if (accumulate) {
     _tile_loadd(0, c, c_bytes);
@@ -81,37 +86,39 @@ static inline void multiply_block(const Left& a, const Right& b, int64_t depth, 
     _tile_zero(2);
     _tile_zero(3);
   }
-  for (int order = (a.parts > b.parts ? a.parts : b.parts) - 1; order >= 0; --order)
-    for (int i = 0; i <= order; ++i) {
-      if (i >= a.parts || order - i >= b.parts) continue;
-      const uint16_t* left = a.data + i * a.part;
-      const uint32_t* right = b.data + (order - i) * b.part;
-      for (int64_t d = 0; d < depth; d += 32, left += 32, right += 16 * b.stride) {
-        for (const char* last = ahead + ahead_step; ahead < last; ahead += 64) _mm_prefetch(ahead, _MM_HINT_T1);
-        _tile_loadd(4, left, a_bytes);
-        _tile_loadd(6, right, b_bytes);
-        _tile_dpbf16ps(0, 4, 6);
-        if (n > 1) {
-          _tile_loadd(7, right + 16, b_bytes);
-          _tile_dpbf16ps(1, 4, 7);
-        }
-        if (m > 1) {
-          _tile_loadd(5, left + 16 * a.stride, a_bytes);
-          _tile_dpbf16ps(2, 5, 6);
-        }
-        if (m > 1 && n > 1) _tile_dpbf16ps(3, 5, 7);
-      }
+  auto add = [&](int i, int j, int64_t d) {
+    const uint16_t* left = a.data + i * a.part + d;
+    const uint32_t* right = b.data + j * b.part + d / 2 * b.stride;
+    _tile_loadd(4, left, a_bytes);
+    _tile_loadd(6, right, b_bytes);
+    _tile_dpbf16ps(0, 4, 6);
+    if (n > 1) {
+      _tile_loadd(7, right + 16, b_bytes);
+      _tile_dpbf16ps(1, 4, 7);
     }
+    if (m > 1) {
+      _tile_loadd(5, left + 16 * a.stride, a_bytes);
+      _tile_dpbf16ps(2, 5, 6);
+    }
+    if (m > 1 && n > 1) _tile_dpbf16ps(3, 5, 7);
+  };
+  // What is small is summed first, over the whole depth, where its rounding is small, too.
+  const int orders = a.parts > b.parts ? a.parts : b.parts;
+  for (int64_t d = 0; d < depth; d += 32) {
+    for (int order = orders - 1; order > 0; --order)
+      for (int i = 0; i <= order; ++i)
+        if (i < a.parts && order - i < b.parts) add(i, order - i, d);
+  }
+  for (int64_t d = 0; d < depth; d += 32) add(0, 0, d);
   _tile_stored(0, c, c_bytes);
   if (n > 1) _tile_stored(1, c + 16, c_bytes);
   if (m > 1) _tile_stored(2, c + 16 * c_stride, c_bytes);
   if (m > 1 && n > 1) _tile_stored(3, c + 16 * c_stride + 16, c_bytes);
 }
 
-// c = a b (+ c). Rows and columns are rounded up to 16, the depth to 32: operands are zero there, c has room. Meanwhile
-// brings the memory at `ahead` closer, `ahead_step` bytes at a time.
+// c = a b (+ c). Rows and columns are rounded up to 16, the depth to 32: operands are zero there, c has room.
 static void multiply(const Left& a, const Right& b, int64_t rows, int64_t columns, int64_t depth, float* c,
-                     int64_t c_stride, bool accumulate, const char* ahead = nullptr, int64_t ahead_step = 0) {
+                     int64_t c_stride, bool accumulate) {
   for (int64_t j = 0; j < columns; j += 32)
     for (int64_t i = 0; i < rows; i += 32) {
       const Left left{a.data + i * a.stride, a.stride, a.part, a.parts};
@@ -120,7 +127,7 @@ static void multiply(const Left& a, const Right& b, int64_t rows, int64_t column
       const bool tall = rows - i > 16, wide = columns - j > 16;
       auto* kernel = tall ? (wide ? multiply_block<2, 2> : multiply_block<2, 1>)
                           : (wide ? multiply_block<1, 2> : multiply_block<1, 1>);
-      kernel(left, right, depth, out, c_stride, accumulate, ahead, ahead_step);
+      kernel(left, right, depth, out, c_stride, accumulate);
     }
 }
 
@@ -159,7 +166,7 @@ static void prepare(const float* projected, int64_t count, int64_t rank, float* 
   const int64_t stride = padded(rank);
   auto fill = [&](float* operand, int64_t depth, int64_t columns, int64_t width, auto&& at) {
     uint32_t* out = reinterpret_cast<uint32_t*>(operand);
-    const int64_t part = right_words(depth, width) / parts;
+    const int64_t part = right_part(depth, width);
     for (int64_t d = 0; d < round_up(depth, 32); d += 2)
       for (int64_t j = 0; j < columns; ++j) {
         uint16_t lower[parts], upper[parts];
@@ -173,6 +180,15 @@ static void prepare(const float* projected, int64_t count, int64_t rank, float* 
   fill(score_operand, rank, round_up(count, 16), block_stride, [&](int64_t r, int64_t t) { return value(t, r); });
   if (gradient_operand)
     fill(gradient_operand, block, round_up(rank, 16), stride, [&](int64_t t, int64_t r) { return value(t, r); });
+}
+
+// Splitting floats takes long enough for rows this far ahead to arrive from memory; past the table's end nothing
+// happens.
+constexpr int64_t rows_ahead = 8;
+
+static inline void prefetch(const Table& table, int64_t row, int64_t column) {
+  const int64_t at = row * table.rank + column;
+  _mm_prefetch(static_cast<const char*>(table.coordinates) + at * (table.dtype == Dtype::f32 ? 4 : 2), _MM_HINT_T0);
 }
 
 // 16 coordinates of a row from `at` on, those that exist.
@@ -190,8 +206,8 @@ static inline vfloat load_coordinates(const void* coordinates, int64_t at, int64
 // Coordinates and bias of the vocabulary rows [first, first + count), zero up to whole tiles; as right operand if
 // wanted.
 static void load_tile(const Table& table, int64_t first, int64_t count, bool as_right, const Scratch& scratch) {
-  const int64_t rank = table.rank, stride = left_stride(rank), part = tile * stride;
-  const int64_t pair_stride = padded(rank), pair_part = right_words(tile, pair_stride) / parts;
+  const int64_t rank = table.rank, stride = left_stride(rank), part = left_part(tile, rank);
+  const int64_t pair_stride = padded(rank), pair_part = right_part(tile, pair_stride);
   const Panel panel(scratch, rank);
   with_dtype(table.dtype, [&](auto dtype) {
     constexpr int used = dtype.value == Dtype::bf16 ? 1 : parts;
@@ -201,6 +217,7 @@ static void load_tile(const Table& table, int64_t first, int64_t count, bool as_
       for (int64_t r = 0; r < round_up(rank, 32); r += 16) {
         auto row = [&](int64_t i) {
           const int64_t width = i < count ? rank - r : 0;
+          prefetch(table, first + i + rows_ahead, r);
           return split(load_coordinates<dtype.value>(table.coordinates, (first + i) * rank + r, width));
         };
         const Split a = row(v), b = row(v + 1);
@@ -217,19 +234,13 @@ static void load_tile(const Table& table, int64_t first, int64_t count, bool as_
     scratch.bias[v] = table.bias ? load_as_float(table.bias, table.bias_dtype, first + v) : 0.0f;
 }
 
-// scores[v, t] = the logits of a loaded tile; meanwhile brings the next tile of the rows up to `last` closer.
-static void score(const Table& table, const Block& rows, int64_t first, int64_t count, int64_t last,
-                  const Scratch& scratch) {
-  const int64_t rank = table.rank, row_bytes = rank * (table.dtype == Dtype::f32 ? 4 : 2);
-  const int a = parts_of_coordinates(table), b = parts_of_others(table);
-  const int64_t bytes = smaller(tile, last - first - count) * row_bytes;
-  const int64_t steps =
-      round_up(count, 32) / 32 * (round_up(rows.count, 32) / 32) * (round_up(rank, 32) / 32) * (a * b + 1) / 2 + 1;
-  multiply(
-      {Panel(scratch, rank).coordinates, left_stride(rank), tile * left_stride(rank), a},
-      {reinterpret_cast<const uint32_t*>(rows.score_operand), block_stride, right_words(rank, block_stride) / parts, b},
-      count, rows.count, rank, scratch.scores, block_stride, false,
-      static_cast<const char*>(table.coordinates) + (first + count) * row_bytes, bytes / steps);
+// scores[v, t] = the logits of a loaded tile
+static void score(const Table& table, const Block& rows, int64_t count, const Scratch& scratch) {
+  const int64_t rank = table.rank;
+  multiply({Panel(scratch, rank).coordinates, left_stride(rank), left_part(tile, rank), parts_of_coordinates(table)},
+           {reinterpret_cast<const uint32_t*>(rows.score_operand), block_stride, right_part(rank, block_stride),
+            parts_of_others(table)},
+           count, rows.count, rank, scratch.scores, block_stride, false);
   if (!table.bias) return;
   for (int64_t v = 0; v < count; ++v)
     for (int64_t t = 0; t < rows.count; t += lanes) {
@@ -252,19 +263,18 @@ struct Permutations {
 static constexpr Permutations permutations;
 
 // 16 x 16 words: blocks off the diagonal change places, of 1, 2, 4 and 8 words.
-static inline void transpose(vint* row) {
+static inline void transpose(__m512i* row) {
 #pragma GCC unroll 4
   for (int stage = 0; stage < 4; ++stage) {
-    vint lower, upper;
-    std::memcpy(&lower, permutations.lower[stage], sizeof lower);
-    std::memcpy(&upper, permutations.upper[stage], sizeof upper);
+    const __m512i lower = _mm512_load_si512(permutations.lower[stage]),
+                  upper = _mm512_load_si512(permutations.upper[stage]);
 #pragma GCC unroll 16
     for (int i = 0; i < 16; ++i) {
       const int step = 1 << stage;
       if (i & step) continue;
-      const vint a = row[i], b = row[i + step];
-      row[i] = __builtin_shuffle(a, b, lower);
-      row[i + step] = __builtin_shuffle(a, b, upper);
+      const __m512i a = row[i], b = row[i + step];
+      row[i] = _mm512_permutex2var_epi32(a, lower, b);
+      row[i + step] = _mm512_permutex2var_epi32(a, upper, b);
     }
   }
 }
@@ -272,34 +282,34 @@ static inline void transpose(vint* row) {
 // others[t] += sum over the tile of scores[v, t] coordinates_v
 static void add_others(const Table& table, const Block& rows, int64_t count, const Scratch& scratch, float* others) {
   const Panel panel(scratch, table.rank);
-  const int64_t stride = left_stride(tile), part = block * stride;
+  const int64_t stride = left_stride(tile), part = left_part(block, tile);
   const int used = parts_of_others(table);
   for (int64_t t = 0; t < rows.count; t += 16)
     for (int64_t v = 0; v < round_up(count, 32); v += 32) {
-      vint words[parts][16];
+      __m512i words[parts][16];
       for (int i = 0; i < 16; ++i) {
         auto row = [&](int64_t at) {
           return split(at < count ? load(scratch.scores + at * block_stride + t) : vfloat{});
         };
         const Split a = row(v + 2 * i), b = row(v + 2 * i + 1);
-        for (int p = 0; p < parts; ++p) words[p][i] = a.words(p) | b.words(p) << 16;
+        for (int p = 0; p < parts; ++p) words[p][i] = reinterpret_cast<__m512i>(a.words(p) | b.words(p) << 16);
       }
       for (int p = 0; p < used; ++p) {
         transpose(words[p]);
-        for (int i = 0; i < 16; ++i) store_words(panel.scores + p * part + (t + i) * stride + v, words[p][i]);
+        for (int i = 0; i < 16; ++i) _mm512_storeu_si512(panel.scores + p * part + (t + i) * stride + v, words[p][i]);
       }
     }
-  multiply({panel.scores, stride, part, used},
-           {panel.coordinate_pairs, padded(table.rank), right_words(tile, padded(table.rank)) / parts,
-            parts_of_coordinates(table)},
-           rows.count, table.rank, count, others, padded(table.rank), true);
+  multiply(
+      {panel.scores, stride, part, used},
+      {panel.coordinate_pairs, padded(table.rank), right_part(tile, padded(table.rank)), parts_of_coordinates(table)},
+      rows.count, table.rank, count, others, padded(table.rank), true);
 }
 
 // gradient[v] (+)= sum over the rows of scores[v, t] projected_t
 static void add_gradient(const Table& table, const Block& rows, int64_t count, const Scratch& scratch,
                          bool accumulate) {
   const Panel panel(scratch, table.rank);
-  const int64_t stride = left_stride(block), part = tile * stride, columns = padded(table.rank);
+  const int64_t stride = left_stride(block), part = left_part(tile, block), columns = padded(table.rank);
   const int used = parts_of_others(table);
   for (int64_t v = 0; v < count; ++v)
     for (int64_t t = 0; t < round_up(rows.count, 32); t += 16) {
@@ -307,10 +317,9 @@ static void add_gradient(const Table& table, const Block& rows, int64_t count, c
       const Split a = split(inside ? load(scratch.scores + v * block_stride + t) : vfloat{});
       for (int p = 0; p < used; ++p) store_left(panel.scores + p * part + v * stride + t, a.part[p]);
     }
-  multiply(
-      {panel.scores, stride, part, used},
-      {reinterpret_cast<const uint32_t*>(rows.gradient_operand), columns, right_words(block, columns) / parts, used},
-      count, table.rank, rows.count, scratch.gradient, columns, accumulate);
+  multiply({panel.scores, stride, part, used},
+           {reinterpret_cast<const uint32_t*>(rows.gradient_operand), columns, right_part(block, columns), used}, count,
+           table.rank, rows.count, scratch.gradient, columns, accumulate);
 }
 
 }  // namespace OFA_ISA

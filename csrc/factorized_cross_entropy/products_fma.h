@@ -40,15 +40,13 @@ struct ByDepth {
 
 template <int vectors, class Left>
 static inline void micro_kernel(Left a, const float* __restrict b, int64_t b_stride, int64_t depth, float* __restrict c,
-                                int64_t c_stride, const float* addend, bool accumulate, const char* ahead,
-                                int64_t ahead_step) {
+                                int64_t c_stride, const float* addend, bool accumulate) {
   vfloat sum[mr][vectors];
 #pragma GCC unroll 14
   for (int i = 0; i < mr; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) sum[i][j] = vfloat{};
   for (int64_t d = 0; d < depth; ++d, b += b_stride, a.advance()) {
-    __builtin_prefetch(ahead + d * ahead_step, 0, 2);
     vfloat right[vectors];
 #pragma GCC unroll 2
     for (int j = 0; j < vectors; ++j) right[j] = load(b + j * lanes);
@@ -70,11 +68,9 @@ static inline void micro_kernel(Left a, const float* __restrict b, int64_t b_str
 }
 
 // c = a b (+ c) (+ addend of each row). Rows are rounded up to mr, columns to a vector; all operands have room for it.
-// Meanwhile brings the memory at `ahead` closer, `ahead_step` bytes at a time: in bursts it would stall the products.
 template <class Left>
 static inline void multiply(Left a, const float* b, int64_t b_stride, int64_t rows, int64_t columns, int64_t depth,
-                            float* c, int64_t c_stride, bool accumulate, const float* addend = nullptr,
-                            const char* ahead = nullptr, int64_t ahead_step = 0) {
+                            float* c, int64_t c_stride, bool accumulate, const float* addend = nullptr) {
   const int64_t parts = depth > depth_block ? (depth + depth_block - 1) / depth_block : 1,
                 step = (depth + parts - 1) / parts;
   for (int64_t d = 0; d == 0 || d < depth; d += step) {
@@ -87,10 +83,9 @@ static inline void multiply(Left a, const float* b, int64_t b_stride, int64_t ro
         float* out = c + i * c_stride + j;
         const float* extra = last_addend ? last_addend + i : nullptr;
         if (columns - j > lanes)
-          micro_kernel<2>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add, ahead, ahead_step);
+          micro_kernel<2>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add);
         else
-          micro_kernel<1>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add, ahead, ahead_step);
-        ahead += ahead_step * length;
+          micro_kernel<1>(a.block(i, d), right, b_stride, length, out, c_stride, extra, add);
       }
   }
 }
@@ -120,15 +115,10 @@ static void load_tile(const Table& table, int64_t first, int64_t count, bool, co
     scratch.bias[v] = table.bias && v < count ? load_as_float(table.bias, table.bias_dtype, first + v) : 0.0f;
 }
 
-// scores[v, t] = the logits of a loaded tile; meanwhile brings the next tile of the rows up to `last` closer.
-static void score(const Table& table, const Block& rows, int64_t first, int64_t count, int64_t last,
-                  const Scratch& scratch) {
-  const int64_t row_bytes = table.rank * (table.dtype == Dtype::f32 ? 4 : 2), next = first + count;
-  const int64_t bytes = smaller(tile, last - next) * row_bytes;
-  const int64_t steps = round_up(count, mr) / mr * (round_up(rows.count, 2 * lanes) / (2 * lanes)) * table.rank;
+// scores[v, t] = the logits of a loaded tile
+static void score(const Table& table, const Block& rows, int64_t count, const Scratch& scratch) {
   multiply(ByRow{scratch.panel, padded(table.rank)}, rows.score_operand, block_stride, count, rows.count, table.rank,
-           scratch.scores, block_stride, false, table.bias ? scratch.bias : nullptr,
-           static_cast<const char*>(table.coordinates) + next * row_bytes, (bytes + steps - 1) / steps);
+           scratch.scores, block_stride, false, table.bias ? scratch.bias : nullptr);
 }
 
 // others[t] += sum over the tile of scores[v, t] coordinates_v
