@@ -129,7 +129,7 @@ def test_concurrent_calls():
 
 
 def test_forked_child():
-    # small, and memory not filled with NaN, so that torch itself starts no threads in the child, where OpenMP would hang
+    # small, and memory not filled with NaN, so that torch starts no threads in the child, where OpenMP would hang
     ids, coordinates, basis = make((500,), 300, 24, 40, torch.float32)
     expected = factorized_embedding(ids, coordinates, basis)  # the parent's threads exist before the fork
 
