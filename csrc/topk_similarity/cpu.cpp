@@ -195,42 +195,33 @@ class Search {
                 *residual = scratch_.key_residual.of(0) + key;
     const double unit = scratch_.query_unit.of(0)[query], slope = unit * (1 + 0x1p-20) * scratch_.slope.of(0)[query],
                  reach = unit * (1 + 0x1p-20) * scratch_.reach.of(0)[query];
+    const auto candidate = [&](uint64_t bits) {
+      const int at = __builtin_ctzll(bits);
+      return Candidate{unit * products[at] * scale[at], static_cast<float>(slope * norm[at] + reach * residual[at]),
+                       static_cast<int32_t>(chunk_ + key + at)};
+    };
+    const int64_t left = key_count_ - chunk_ - key;  // the last tile is padded
+    if (left < 64) mask &= left > 0 ? (uint64_t{1} << left) - 1 : 0;
+    double floor = -infinity;
+    if (__builtin_popcountll(mask) > 2 * k_) {  // as in the first tile: k of these keys rule out most of the others
+      double low[64];
+      int64_t count = 0;
+      for (uint64_t bits = mask; bits; bits &= bits - 1) low[count++] = candidate(bits).low();
+      std::nth_element(low, low + k_ - 1, low + count, std::greater<double>());
+      floor = low[k_ - 1];
+    }
     for (; mask; mask &= mask - 1) {
-      const int at = __builtin_ctzll(mask);
-      if (chunk_ + key + at >= key_count_) return;
-      const Candidate candidate{unit * products[at] * scale[at],
-                                static_cast<float>(slope * norm[at] + reach * residual[at]),
-                                static_cast<int32_t>(chunk_ + key + at)};
+      const Candidate next = candidate(mask);
       // A key that can only equal the threshold loses to the k before it by its index.
-      if (candidate.high() > state.threshold) add(candidate, state, task.segment, query, task.worker);
+      if (next.high() <= state.threshold || next.high() < floor) continue;
+      add(next, state, task.segment, query, task.worker);
     }
   }
 
   void add(const Candidate& candidate, State& state, int64_t segment, int64_t query, int worker) {
     candidates(segment, query)[state.count++] = candidate;
-    if (raise(candidate.low(), state, lows(segment, query))) set_limit(state, segment, query);
+    if (raise(candidate.low(), k_, state, lows(segment, query))) set_limit(state, segment, query);
     if (state.count == plan_.capacity) compact(state, segment, query, worker);
-  }
-
-  // Takes the lower bound of one more key into the heap of the k best, whose least is the threshold.
-  bool raise(double low, State& state, double* heap) const {
-    if (state.seen < k_) {
-      heap[state.seen++] = low;
-      if (state.seen < k_) return false;
-      std::make_heap(heap, heap + k_, std::greater<double>());
-    } else {
-      if (low <= heap[0]) return false;
-      int64_t at = 0;
-      for (int64_t child = 1; child < k_; child = 2 * at + 1) {
-        child += child + 1 < k_ && heap[child + 1] < heap[child];
-        if (heap[child] >= low) break;
-        heap[at] = heap[child];
-        at = child;
-      }
-      heap[at] = low;
-    }
-    state.threshold = heap[0];
-    return true;
   }
 
   // The threshold as the screen compares it, rounded down.
@@ -249,7 +240,7 @@ class Search {
     const int64_t rescored = rescore(list, state.count, query, worker);
     state.rescored += rescored;
     state.undecided += rescored > 0;
-    std::nth_element(list, list + k_ - 1, list + state.count, before);
+    std::nth_element(list, list + k_ - 1, list + state.count, Before());
     state.count = k_;
     double* heap = lows(segment, query);
     for (int64_t i = 0; i < k_; ++i) heap[i] = list[i].score;
@@ -320,18 +311,17 @@ class Search {
           continue;
         }
         Candidate* list = scratch_.merged.of(worker);
-        double* lows = scratch_.merged_lows.of(worker);
         int64_t count = 0;
+        double threshold = -infinity;
         for (int64_t segment = 0; segment < plan_.segments; ++segment) {
-          const int64_t size = state(segment, query).count;
-          std::copy_n(candidates(segment, query), size, list + count);
-          count += size;
+          const State& part = state(segment, query);
+          std::copy_n(candidates(segment, query), part.count, list + count);
+          count += part.count;
+          threshold = std::max(threshold, part.threshold);
         }
-        for (int64_t i = 0; i < count; ++i) lows[i] = list[i].low();
-        std::nth_element(lows, lows + k_ - 1, lows + count, std::greater<double>());
-        count = drop(list, count, lows[k_ - 1]);
+        count = drop(list, count, threshold);
         state(0, query).rescored += rescore(list, count, query, worker);
-        std::partial_sort(list, list + k_, list + count, before);
+        std::partial_sort(list, list + k_, list + count, Before());
         const int exponent = this->exponent(query);
         for (int64_t i = 0; i < k_; ++i) {
           score[i] = static_cast<float>(std::ldexp(list[i].score, exponent));

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <functional>
 
 #include "topk_similarity/kernels.h"
 #include "workspace.h"
@@ -20,9 +21,11 @@ struct Candidate {
   double high() const { return score + error; }
 };
 
-inline bool before(const Candidate& a, const Candidate& b) {
-  return a.score != b.score ? a.score > b.score : a.index < b.index;
-}
+struct Before {
+  bool operator()(const Candidate& a, const Candidate& b) const {
+    return a.score != b.score ? a.score > b.score : a.index < b.index;
+  }
+};
 
 // What is known of one query over one segment of the keys.
 struct State {
@@ -31,6 +34,27 @@ struct State {
   int64_t seen;      // keys in the heap of the k best lower bounds
   int64_t rescored, undecided;
 };
+
+// Takes the lower bound of one more key into the heap of the k best, whose least is the threshold. True if it rose.
+inline bool raise(double low, int64_t k, State& state, double* heap) {
+  if (state.seen < k) {
+    heap[state.seen++] = low;
+    if (state.seen < k) return false;
+    std::make_heap(heap, heap + k, std::greater<double>());
+  } else {
+    if (low <= heap[0]) return false;
+    int64_t at = 0;
+    for (int64_t child = 1; child < k; child = 2 * at + 1) {
+      child += child + 1 < k && heap[child + 1] < heap[child];
+      if (heap[child] >= low) break;
+      heap[at] = heap[child];
+      at = child;
+    }
+    heap[at] = low;
+  }
+  state.threshold = heap[0];
+  return true;
+}
 
 // How the work is divided. Nothing here changes the result.
 struct Plan {
@@ -70,7 +94,7 @@ struct Scratch {
   Workspace::Array<double> query_unit, query_inverse;
   Workspace::Array<State> states;
   Workspace::Array<Candidate> candidates, merged;
-  Workspace::Array<double> lows, merged_lows, dots, wide;
+  Workspace::Array<double> lows, dots, wide;
   Workspace::Array<int32_t> positions, indices;
   Workspace::Array<float> row;
 
@@ -96,7 +120,6 @@ struct Scratch {
         candidates(memory, plan.slab * plan.capacity, plan.segments),
         merged(memory, plan.capacity * plan.segments, plan.threads),
         lows(memory, plan.slab * k, plan.segments),
-        merged_lows(memory, plan.capacity * plan.segments, plan.threads),
         dots(memory, plan.capacity * plan.segments, plan.threads),
         wide(memory, round_up(depth, 8), plan.threads),
         positions(memory, plan.capacity * plan.segments, plan.threads),
