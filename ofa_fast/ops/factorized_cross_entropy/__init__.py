@@ -141,9 +141,9 @@ def factorized_cross_entropy(
         IndexError: a label lies outside [0, V). TypeError: a dtype. ValueError: a shape, reduction or weight.
 
     Results are deterministic and do not depend on the number of threads. Infinite and NaN logits give what they give in
-    torch. Peak extra memory on the CPU with n labelled positions: 2 n R floats of projected rows, N R floats kept for
-    the backward pass, partial sums of at most 16 MiB, and per thread 168 * 2 R floats; label smoothing adds one
-    gradient of ``coordinates`` in the backward pass.
+    torch. Peak extra memory on the CPU, whatever V, with n labelled positions: N R floats kept for the backward pass,
+    partial sums of 4 MiB (16 * 224 R floats if more), about 6 n R + 2 R D floats, and per thread at most
+    128 * 12 R + 224 D + 2**17 floats; label smoothing adds one gradient of ``coordinates`` in the backward pass.
 
     Source: the tied head of Liu et al. 2024 (arXiv 2311.08849), section 3.1. Online log-sum-exp: Milakov and
     Gimelshein 2018 (arXiv 1805.02867).
