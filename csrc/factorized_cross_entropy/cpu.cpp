@@ -16,6 +16,8 @@ namespace {
 
 constexpr int64_t partial_floats = 1 << 20;  // 4 MiB of partial sums at a time, if that allows for `fewest_chunks`
 constexpr int64_t fewest_chunks = 16, most_chunks = 64;
+constexpr int64_t alone =
+    1 << 22;                   // multiplications (a tenth of a millisecond) that do not pay for waking other threads
 constexpr int64_t slice = 64;  // columns of grad_basis that one task computes
 
 size_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
@@ -48,6 +50,7 @@ struct Plan {
   }
 
   int64_t count(int64_t b) const { return std::min(size, labelled - b * size); }
+  int team(int threads) const { return labelled * tiles * kernels.tile * rank < alone ? 1 : threads; }
 };
 
 // The labelled rows of a [N, width] tensor.
@@ -225,6 +228,7 @@ void forward(Tensor hidden, Tensor coordinates, Tensor basis, Tensor bias, Tenso
   float* lse = lse_tensor.data<float>("lse", {2, in.positions});
   float* others = optional<float>(others_tensor, "others", {in.positions, rank});
 
+  threads = plan.team(threads);
   Workspace memory(workspace);
   ForwardScratch scratch(memory, plan, in.hidden.width, threads);
   const std::vector<Block> blocks = scratch.projection.compute(plan, in.hidden, in.basis, in.labels, threads);
@@ -288,6 +292,7 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
   if (grad_hidden || grad_basis) others = others_tensor.data<float>("others", {positions, rank});
 
   const GemmTable& gemm = OFA_SELECT(gemm);
+  threads = plan.team(threads);
   Workspace memory(workspace);
   BackwardScratch scratch(memory, plan, width, threads);
   const std::vector<Block> blocks = scratch.projection.compute(plan, in.hidden, in.basis, in.labels, threads);

@@ -1,6 +1,5 @@
 // The per-instruction-set half of the op: one tile of the logits at a time, some vocabulary rows by the columns of
-// one block of labelled rows, so that maxima, sums and bias need no reduction across lanes and no operand needs
-// packing.
+// one block of labelled rows, so that maxima, sums and bias need no reduction across lanes.
 #pragma once
 
 #include <cstdint>
