@@ -71,7 +71,7 @@ struct Plan {
   Plan(int64_t queries, int64_t keys, int64_t depth, int64_t k, int threads) : threads(threads) {
     if (queries * keys * depth < 500000) this->threads = threads = 1;
     screened = queries >= 8 && depth <= 1 << 17;  // beyond, encoding costs more than it saves, or sums may overflow
-    capacity = 2 * k + 96;
+    capacity = std::min(6 * k + 96, keys + 1);    // the bounds of int8 leave some 4 k candidates undecided
     const int64_t unit = screened ? screen.query_tile : 1;
     code_bytes = screened ? round_up(depth, screen.step) * screen.code_size : 0;
 

@@ -136,8 +136,8 @@ def topk_similarity(
         ValueError: a shape, ``k`` or ``metric``, or NaN or infinity in the inputs. TypeError: a dtype.
 
     No [Q, K] matrix is formed. Peak extra memory on the CPU for contiguous inputs: 8 (Q + K) bytes of norms, 1 MiB of
-    encoded keys per core in use, and at most 24 MiB of candidates with their queries encoded (more where k exceeds some
-    20,000: 40 k bytes for each of 32 queries). The backward pass adds at most four float64 copies of a few columns,
+    encoded keys, and at most 24 MiB of candidates with their queries encoded (more where k exceeds 7,500: 104 k bytes
+    for each of 32 queries). The backward pass adds at most four float64 copies of a few columns,
     32 MiB each. float64 inputs are computed by the reference, four million scores at a time.
 
     Source: the search of Liu et al. 2024 (arXiv 2311.08849), section 3.2, for the subwords most similar to a new one.
