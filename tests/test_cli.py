@@ -285,7 +285,10 @@ def test_killed_init_leaves_nothing_that_looks_finished(place, tmp_path, delay):
 
 
 def test_interrupted_init_says_so(place, tmp_path):
-    command = [sys.executable, "-m", "ofa_fast.cli", *init(place, tmp_path / "out", "--rank", "8")]
+    # A process started in the background inherits that it ignores interrupts; a user's command does not.
+    code = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    code += "from ofa_fast.cli import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", code, *init(place, tmp_path / "out", "--rank", "8")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(tmp_path.glob(".out.*.partial")):
         time.sleep(0.01)
