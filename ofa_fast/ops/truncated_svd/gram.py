@@ -32,7 +32,7 @@ def truncated_svd(
 
 
 def _by_gram(matrix, rank, gram):
-    largest = matrix.abs().amax() if matrix.numel() else 0.0
+    largest = torch.stack(torch.aminmax(matrix)).abs().amax()
     if not 1e-15 < largest < 1e15:  # products would leave the range of float32; this also catches the zero matrix
         return None
     eigenvalues, vectors = torch.linalg.eigh(gram(matrix))
