@@ -4,12 +4,12 @@
 #include <algorithm>
 #include <functional>
 
+#include "gemm.h"
 #include "topk_similarity/kernels.h"
 #include "workspace.h"
 
 namespace ofa::topk_similarity {
 
-inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // A key that may be among the k best. Its true score is within `error` of `score`; exactly `score` if error is 0.

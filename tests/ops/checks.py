@@ -8,6 +8,9 @@ arithmetic) at the dtype of the inputs, plus ``slack`` units in the last place o
 
 from __future__ import annotations
 
+import os
+import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -129,3 +132,32 @@ def fullgraph(function: Callable, inputs: tuple) -> None:
     compiled, compiled_grad = run(torch.compile(function, fullgraph=True, backend="aot_eager"), inputs)
     for a, b in zip(eager + eager_grad, compiled + compiled_grad, strict=True):
         torch.testing.assert_close(a, b)
+
+
+def concurrently(right: Callable[[], bool], calls: int) -> None:
+    """``right()`` holds in every one of ``calls`` calls from each of four Python threads at once."""
+    outcomes = []
+
+    def call():
+        outcomes.extend(right() for _ in range(calls))
+
+    team = [threading.Thread(target=call) for _ in range(4)]
+    for thread in team:
+        thread.start()
+    for thread in team:
+        thread.join()
+    assert outcomes == [True] * (4 * calls)
+
+
+def in_forked_child(right: Callable[[], bool]) -> None:
+    """``right()`` holds in a child that is forked after this process has run threads.
+
+    Memory is not filled with NaN there: torch's own threads, which fill more than a little, would hang in a child.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is the point here
+        child = os.fork()
+    if child == 0:
+        torch.utils.deterministic.fill_uninitialized_memory = False
+        os._exit(0 if right() else 1)
+    assert os.waitpid(child, 0)[1] == 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 
 import pytest
 import torch
@@ -12,6 +11,7 @@ import torch.nn.functional as F
 from checks import (
     BACKENDS,
     assert_no_worse,
+    concurrently,
     fullgraph,
     gradcheck,
     in_every_dtype,
@@ -317,19 +317,7 @@ def test_the_loss_is_the_same_with_and_without_gradients():
 def test_concurrent_calls():
     inputs = make((200,), 1000, 24, 40, torch.float32)
     expected = factorized_cross_entropy(*inputs).detach()
-    wrong = []
-
-    def call():
-        for _ in range(10):
-            if not torch.equal(factorized_cross_entropy(*inputs).detach(), expected):
-                wrong.append(1)
-
-    team = [threading.Thread(target=call) for _ in range(4)]
-    for thread in team:
-        thread.start()
-    for thread in team:
-        thread.join()
-    assert not wrong
+    concurrently(lambda: torch.equal(factorized_cross_entropy(*inputs).detach(), expected), calls=10)
 
 
 def test_logits_never_exist():

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import warnings
-
 import pytest
 import torch
-from checks import fullgraph, gradcheck, in_every_dtype, on_every_backend, opcheck, threads, use, values
+from checks import (
+    concurrently,
+    fullgraph,
+    gradcheck,
+    in_every_dtype,
+    in_forked_child,
+    on_every_backend,
+    opcheck,
+    threads,
+    use,
+    values,
+)
 
 from ofa_fast.ops import factorized_embedding
 from ofa_fast.ops.factorized_embedding import reference
@@ -113,34 +120,16 @@ def test_threads_do_not_change_the_result():
 def test_concurrent_calls():
     ids, coordinates, basis = make((2000,), 300, 24, 40, torch.float32)
     expected = coordinates[ids] @ basis
-    wrong = []
-
-    def call():
-        for _ in range(20):
-            if not torch.allclose(factorized_embedding(ids, coordinates, basis), expected, atol=1e-4):
-                wrong.append(1)
-
-    team = [threading.Thread(target=call) for _ in range(4)]
-    for thread in team:
-        thread.start()
-    for thread in team:
-        thread.join()
-    assert not wrong
+    concurrently(
+        lambda: torch.allclose(factorized_embedding(ids, coordinates, basis), expected, atol=1e-4),
+        calls=20,
+    )
 
 
 def test_forked_child():
-    # small, and memory not filled with NaN, so that torch starts no threads in the child, where OpenMP would hang
     ids, coordinates, basis = make((500,), 300, 24, 40, torch.float32)
     expected = factorized_embedding(ids, coordinates, basis)  # the parent's threads exist before the fork
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is the point here
-        child = os.fork()
-    if child == 0:
-        torch.use_deterministic_algorithms(False)
-        same = torch.equal(factorized_embedding(ids, coordinates, basis), expected)
-        os._exit(0 if same else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    in_forked_child(lambda: torch.equal(factorized_embedding(ids, coordinates, basis), expected))
 
 
 @on_every_backend

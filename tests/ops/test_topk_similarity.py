@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import os
-import threading
-import warnings
-
 import numpy as np
 import pytest
 import torch
-from checks import fullgraph, gradcheck, in_every_dtype, on_every_backend, opcheck, threads, use, values
+from checks import (
+    concurrently,
+    fullgraph,
+    gradcheck,
+    in_every_dtype,
+    in_forked_child,
+    on_every_backend,
+    opcheck,
+    threads,
+    use,
+    values,
+)
 
 from ofa_fast.ops import topk_similarity
 from ofa_fast.ops.topk_similarity import reference
@@ -205,36 +212,19 @@ def test_threads_do_not_change_the_result(name, q):
                 assert all(torch.equal(a, b) for a, b in zip(outcome(), expected, strict=True))
 
 
-def test_concurrent_calls():
+def same_again():
+    """A check that the search gives what it gave."""
     queries, keys = make(100, 2000, 24)
     expected = topk_similarity(queries, keys, 10)
-    wrong = []
+    return lambda: all(map(torch.equal, topk_similarity(queries, keys, 10), expected))
 
-    def call():
-        for _ in range(10):
-            scores, indices = topk_similarity(queries, keys, 10)
-            if not (torch.equal(scores, expected[0]) and torch.equal(indices, expected[1])):
-                wrong.append(1)
 
-    team = [threading.Thread(target=call) for _ in range(4)]
-    for thread in team:
-        thread.start()
-    for thread in team:
-        thread.join()
-    assert not wrong
+def test_concurrent_calls():
+    concurrently(same_again(), calls=10)
 
 
 def test_forked_child():
-    queries, keys = make(100, 2000, 24)
-    expected = topk_similarity(queries, keys, 10)  # the parent's threads exist before the fork
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forking a process with threads is the point here
-        child = os.fork()
-    if child == 0:
-        torch.utils.deterministic.fill_uninitialized_memory = False  # torch's own threads would hang in the child
-        scores, indices = topk_similarity(queries, keys, 10)
-        os._exit(0 if torch.equal(scores, expected[0]) and torch.equal(indices, expected[1]) else 1)
-    assert os.waitpid(child, 0)[1] == 0
+    in_forked_child(same_again())
 
 
 @on_every_backend
