@@ -1,88 +1,12 @@
-#include "gemm.h"
-#include "simd.h"
+#if defined(__AMX_BF16__)
+#  include "gemm_amx.h"
+#else
+#  include "gemm_fma.h"
+#endif
 
 namespace ofa {
 namespace OFA_ISA {
 namespace {
-
-// Accumulators fill the register file: 14 x 2 of 32 zmm, 6 x 2 of 16 ymm or xmm.
-constexpr int mr = lanes == 16 ? 14 : 6;
-constexpr int nr = 2 * lanes;
-
-template <bool accumulate>
-inline void micro_kernel(const float* __restrict a, const float* __restrict b, int64_t depth, float* __restrict c,
-                         int64_t stride) {
-  vfloat sum[mr][2];
-#pragma GCC unroll 14
-  for (int i = 0; i < mr; ++i) sum[i][0] = sum[i][1] = vfloat{};
-  for (int64_t d = 0; d < depth; ++d) {
-    const vfloat b0 = load(b + d * nr), b1 = load(b + d * nr + lanes);
-#pragma GCC unroll 14
-    for (int i = 0; i < mr; ++i) {
-      const vfloat ai = splat(a[d * mr + i]);
-      sum[i][0] += ai * b0;
-      sum[i][1] += ai * b1;
-    }
-  }
-#pragma GCC unroll 14
-  for (int i = 0; i < mr; ++i) {
-    float* row = c + i * stride;
-    store(row, accumulate ? load(row) + sum[i][0] : sum[i][0]);
-    store(row + lanes, accumulate ? load(row + lanes) + sum[i][1] : sum[i][1]);
-  }
-}
-
-void multiply(const float* a, const float* b, int64_t m, int64_t n, int64_t depth, float* c, int64_t stride,
-              bool accumulate) {
-  for (int64_t j = 0; j < n; j += nr) {
-    const float* panel = b + j * depth;
-    for (int64_t i = 0; i < m; i += mr) {
-      float* out = c + i * stride + j;
-      const int64_t rows = m - i < mr ? m - i : mr, columns = n - j < nr ? n - j : nr;
-      if (rows == mr && columns == nr) {
-        if (accumulate)
-          micro_kernel<true>(a + i * depth, panel, depth, out, stride);
-        else
-          micro_kernel<false>(a + i * depth, panel, depth, out, stride);
-        continue;
-      }
-      float edge[mr * nr];
-      micro_kernel<false>(a + i * depth, panel, depth, edge, nr);
-      for (int64_t r = 0; r < rows; ++r)
-        for (int64_t s = 0; s < columns; ++s)
-          out[r * stride + s] = edge[r * nr + s] + (accumulate ? out[r * stride + s] : 0.0f);
-    }
-  }
-}
-
-void pack_rows(const void* src, Dtype dtype, int64_t stride, const int64_t* index, int64_t rows, int64_t depth,
-               int width, float* packed) {
-  with_dtype(dtype, [&](auto constant) {
-    for (int64_t first = 0; first < rows; first += width, packed += depth * width) {
-      for (int r = 0; r < width; ++r) {
-        if (first + r >= rows) {
-          for (int64_t d = 0; d < depth; ++d) packed[d * width + r] = 0.0f;
-          continue;
-        }
-        const int64_t row = (index ? index[first + r] : first + r) * stride;
-        for (int64_t d = 0; d < depth; ++d) packed[d * width + r] = load_as_float(src, constant.value, row + d);
-      }
-    }
-  });
-}
-
-void pack_columns(const void* src, Dtype dtype, int64_t stride, int64_t rows, int64_t depth, int width, float* packed) {
-  with_dtype(dtype, [&](auto constant) {
-    for (int64_t first = 0; first < rows; first += width, packed += depth * width) {
-      const int64_t count = rows - first < width ? rows - first : width;
-      for (int64_t d = 0; d < depth; ++d) {
-        float* out = packed + d * width;
-        for (int64_t r = 0; r < count; ++r) out[r] = load_as_float(src, constant.value, d * stride + first + r);
-        for (int64_t r = count; r < width; ++r) out[r] = 0.0f;
-      }
-    }
-  });
-}
 
 void to_float(const void* src, Dtype dtype, int64_t count, float* dst) {
   with_dtype(dtype, [&](auto constant) {
@@ -96,6 +20,12 @@ void from_float(const float* src, int64_t count, void* dst, Dtype dtype) {
   });
 }
 
+void add_to_double(const float* from, int64_t from_stride, int64_t rows, int64_t columns, double* to,
+                   int64_t to_stride) {
+  for (int64_t i = 0; i < rows; ++i)
+    for (int64_t j = 0; j < columns; ++j) to[i * to_stride + j] += from[i * from_stride + j];
+}
+
 void sum_rows(const void* src, Dtype dtype, const int64_t* index, int64_t count, int64_t width, float* sum) {
   with_dtype(dtype, [&](auto constant) {
     for (int64_t d = 0; d < width; ++d) sum[d] = load_as_float(src, constant.value, index[0] * width + d);
@@ -106,7 +36,8 @@ void sum_rows(const void* src, Dtype dtype, const int64_t* index, int64_t count,
 
 }  // namespace
 
-extern const GemmTable gemm = {mr, nr, pack_rows, pack_columns, multiply, to_float, from_float, sum_rows};
+extern const GemmTable gemm = {mr,       nr,       panel_size, pack_rows,     pack_columns, pack_both,
+                               multiply, to_float, from_float, add_to_double, sum_rows};
 
 }  // namespace OFA_ISA
 }  // namespace ofa

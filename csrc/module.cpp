@@ -66,6 +66,8 @@ PYBIND11_MODULE(OFA_MODULE, module) {
 #if defined(OFA_WITH_truncated_svd)
   module.def("truncated_svd_gram_workspace", &ofa::truncated_svd::gram_workspace);
   module.def("truncated_svd_gram", &ofa::truncated_svd::gram, release());
+  module.def("truncated_svd_product_workspace", &ofa::truncated_svd::product_workspace);
+  module.def("truncated_svd_product", &ofa::truncated_svd::product, release());
 #endif
 
 #if defined(OFA_WITH_factorized_embedding)

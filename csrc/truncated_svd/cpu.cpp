@@ -1,6 +1,9 @@
 #include <algorithm>
+#include <numeric>
+#include <vector>
 
 #include "gemm.h"
+#include "pages.h"
 #include "parallel.h"
 #include "truncated_svd/truncated_svd.h"
 #include "workspace.h"
@@ -8,66 +11,137 @@
 namespace ofa::truncated_svd {
 namespace {
 
-constexpr int64_t panel = 256;  // rows summed in float32; keeps both packed operands in the first-level cache
-constexpr int64_t group = 4;    // panels between two barriers of the threads
-constexpr int64_t strip = 64;   // columns of the Gram matrix to a task: a multiple of every micro-kernel's nr
+constexpr int64_t panel = 768;  // rows packed at once, and summed in float32
+constexpr int64_t block = 128;  // rows of a result to a task, about: they stay packed in the second-level cache
+constexpr int64_t strip = 256;  // columns of the Gram matrix to a task
+constexpr int64_t narrow = 64;  // of those multiplied at a time: a multiple of every micro-kernel's nr
 
-struct Scratch {
+int64_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+int64_t block_rows() { return block / OFA_SELECT(gemm).mr * OFA_SELECT(gemm).mr; }
+
+struct GramScratch {
   Workspace::Array<float> left, right, product;
-  Scratch(Workspace& workspace, int64_t columns, int threads)
-      : left(workspace, packed_size(columns, panel, OFA_SELECT(gemm).mr) * group),
-        right(workspace, packed_size(columns, panel, OFA_SELECT(gemm).nr) * group),
-        product(workspace, columns * strip, threads) {}
+  GramScratch(Workspace& workspace, int64_t columns, int threads)
+      : left(workspace, packed_size(columns, panel, OFA_SELECT(gemm).mr)),
+        right(workspace, packed_size(columns, panel, OFA_SELECT(gemm).nr)),
+        product(workspace, block * narrow, threads) {}
+};
+
+// sums += panelᵀ panel, panel by panel.
+class GramSum {
+ public:
+  GramSum(int64_t columns, double* sums, const GramScratch& scratch, int threads)
+      : columns_(columns), sums_(sums), scratch_(scratch), threads_(threads) {
+    std::fill(sums, sums + columns * columns, 0.0);
+    for (int64_t row = 0; row < columns; row += block_rows())  // tasks that cover the upper triangle
+      for (int64_t first = row / narrow * narrow; first < columns; first = (first / strip + 1) * strip)
+        tasks_.push_back({row, first, std::min((first / strip + 1) * strip, columns)});
+  }
+
+  void add(const char* rows, Dtype dtype, int64_t depth) {
+    float *left = scratch_.left.of(0), *right = scratch_.right.of(0);
+    const int64_t left_panel = gemm_.panel_size(depth, gemm_.mr), right_panel = gemm_.panel_size(depth, gemm_.nr);
+    const int64_t whole = std::lcm(gemm_.mr, gemm_.nr), unit = std::max<int64_t>(block / whole, 1) * whole;
+    parallel_for(ceil_div(columns_, unit), threads_, [&](int64_t task, int) {
+      const int64_t first = task * unit;
+      gemm_.pack_both(rows + first * item_size(dtype), dtype, columns_, std::min(unit, columns_ - first), depth,
+                      left + first / gemm_.mr * left_panel, right + first / gemm_.nr * right_panel);
+    });
+    parallel_for(tasks_.size(), threads_, [&](int64_t number, int worker) {
+      const auto [i, first, last] = tasks_[number];
+      float* product = scratch_.product.of(worker);
+      for (int64_t j = first; j < last; j += narrow) {
+        const int64_t width = std::min(narrow, last - j),
+                      height = std::min({block_rows(), columns_ - i, j + width - i});
+        gemm_.multiply(left + i / gemm_.mr * left_panel, right + j / gemm_.nr * right_panel, height, width, depth,
+                       product, narrow, false);
+        gemm_.add_to_double(product, narrow, height, width, sums_ + i * columns_ + j, columns_);
+      }
+    });
+  }
+
+  void finish() {
+    for (int64_t i = 0; i < columns_; ++i)
+      for (int64_t j = 0; j < i; ++j) sums_[i * columns_ + j] = sums_[j * columns_ + i];
+  }
+
+ private:
+  struct Task {
+    int64_t row, first, last;
+  };
+
+  const GemmTable& gemm_ = OFA_SELECT(gemm);
+  const int64_t columns_;
+  double* sums_;
+  const GramScratch& scratch_;
+  const int threads_;
+  std::vector<Task> tasks_;
+};
+
+struct ProductScratch {
+  GramScratch gram;
+  Workspace::Array<float> left, right;
+  ProductScratch(Workspace& workspace, int64_t depth, int64_t columns, int threads)
+      : gram(workspace, columns, threads),
+        left(workspace, packed_size(block, depth, OFA_SELECT(gemm).mr), threads),
+        right(workspace, packed_size(columns, depth, OFA_SELECT(gemm).nr)) {}
 };
 
 }  // namespace
 
 int64_t gram_workspace(int64_t columns, int threads) {
   Workspace measure;
-  Scratch(measure, columns, threads);
+  GramScratch(measure, columns, threads);
   return measure.bytes();
 }
 
 void gram(Tensor matrix_tensor, Tensor gram_tensor, Tensor workspace, int threads) {
   const int64_t rows = matrix_tensor.size(0), columns = matrix_tensor.size(1);
   const Dtype dtype = matrix_tensor.dtype();
-  const int64_t item = dtype == Dtype::f32 ? 4 : 2;
   const char* matrix = static_cast<const char*>(matrix_tensor.data("matrix", {rows, columns}));
   double* sums = gram_tensor.data<double>("gram", {columns, columns});
-  std::fill(sums, sums + columns * columns, 0.0);
+
+  Workspace memory(workspace);
+  const GramScratch scratch(memory, columns, threads);
+  GramSum sum(columns, sums, scratch, threads);
+  for (int64_t row = 0; row < rows; row += panel)
+    sum.add(matrix + row * columns * item_size(dtype), dtype, std::min(panel, rows - row));
+  sum.finish();
+}
+
+int64_t product_workspace(int64_t depth, int64_t columns, int threads) {
+  Workspace measure;
+  ProductScratch(measure, depth, columns, threads);
+  return measure.bytes();
+}
+
+void product(Tensor matrix_tensor, Tensor right_tensor, Tensor out_tensor, Tensor gram_tensor, Tensor workspace,
+             int threads) {
+  const int64_t rows = matrix_tensor.size(0), depth = matrix_tensor.size(1), columns = right_tensor.size(1);
+  const Dtype dtype = matrix_tensor.dtype();
+  const char* matrix = static_cast<const char*>(matrix_tensor.data("matrix", {rows, depth}));
+  const float* right = right_tensor.data<float>("right", {depth, columns});
+  float* out = out_tensor.data<float>("out", {rows, columns});
+  double* sums = gram_tensor.data<double>("gram", {columns, columns});
+  prefer_huge_pages(out, rows * columns * sizeof(float));
 
   const GemmTable& gemm = OFA_SELECT(gemm);
   Workspace memory(workspace);
-  Scratch scratch(memory, columns, threads);
-  float *left = scratch.left.of(0), *right = scratch.right.of(0);
-  const int64_t left_size = packed_size(columns, panel, gemm.mr), right_size = packed_size(columns, panel, gemm.nr);
-  const int64_t strips = ceil_div(columns, strip), panels = ceil_div(rows, panel);
-  const auto depth_of = [&](int64_t p) { return std::min(panel, rows - p * panel); };
-
-  for (int64_t begin = 0; begin < panels; begin += group) {
-    const int64_t end = std::min(begin + group, panels);
-    parallel_for((end - begin) * 2, threads, [&](int64_t task, int) {
-      const int64_t p = begin + task / 2, slot = task / 2;
-      const bool is_left = task % 2;
-      gemm.pack_columns(matrix + p * panel * columns * item, dtype, columns, columns, depth_of(p),
-                        is_left ? gemm.mr : gemm.nr, is_left ? left + slot * left_size : right + slot * right_size);
+  const ProductScratch scratch(memory, depth, columns, threads);
+  gemm.pack_columns(right, Dtype::f32, columns, columns, depth, gemm.nr, scratch.right.of(0));
+  GramSum sum(columns, sums, scratch.gram, threads);
+  for (int64_t row = 0; row < rows; row += panel) {  // the rows that were just written are still in a cache
+    const int64_t end = std::min(row + panel, rows);
+    parallel_for(ceil_div(end - row, block_rows()), threads, [&](int64_t task, int worker) {
+      const int64_t first = row + task * block_rows(), count = std::min(block_rows(), end - first);
+      gemm.pack_rows(matrix + first * depth * item_size(dtype), dtype, depth, nullptr, count, depth, gemm.mr,
+                     scratch.left.of(worker));
+      gemm.multiply(scratch.left.of(worker), scratch.right.of(0), count, columns, depth, out + first * columns, columns,
+                    false);
     });
-    // The upper triangle only; the longest strips first, so that no thread is left with one at the end.
-    parallel_for(strips, threads, [&](int64_t task, int worker) {
-      const int64_t first = (strips - 1 - task) * strip, width = std::min(strip, columns - first);
-      const int64_t height = first + width;
-      float* product = scratch.product.of(worker);
-      for (int64_t p = begin; p < end; ++p) {
-        const int64_t slot = p - begin, depth = depth_of(p);
-        gemm.multiply(left + slot * left_size, right + slot * right_size + first * depth, height, width, depth, product,
-                      strip, false);
-        for (int64_t i = 0; i < height; ++i)
-          for (int64_t j = 0; j < width; ++j) sums[i * columns + first + j] += product[i * strip + j];
-      }
-    });
+    sum.add(reinterpret_cast<const char*>(out + row * columns), Dtype::f32, end - row);
   }
-  for (int64_t i = 0; i < columns; ++i)
-    for (int64_t j = 0; j < i; ++j) sums[i * columns + j] = sums[j * columns + i];
+  sum.finish();
 }
 
 }  // namespace ofa::truncated_svd

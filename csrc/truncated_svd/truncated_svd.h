@@ -1,16 +1,25 @@
-// The Gram matrix of a tall matrix, which is what its truncated SVD costs: gram = matrixᵀ matrix, n rows, d columns.
+// What the truncated SVD of a tall matrix costs: its Gram matrix and one product, both to float32 accuracy.
 #pragma once
 
 #include "tensor.h"
 
 namespace ofa::truncated_svd {
 
-int64_t gram_workspace(int64_t columns, int threads);  // bytes
+int64_t gram_workspace(int64_t columns, int threads);                    // bytes
+int64_t product_workspace(int64_t depth, int64_t columns, int threads);  // bytes
 
-// Products are summed in float32 over panels of 256 rows and in float64 across panels.
+// gram = matrixᵀ matrix: products are summed in float32 over panels of 768 rows and in float64 across panels.
 void gram(Tensor matrix,     // [n, d] float32, float16 or bfloat16
           Tensor gram,       // [d, d] float64, both triangles
           Tensor workspace,  // [bytes] uint8
           int threads);
+
+// out = matrix right and gram = outᵀ out
+void product(Tensor matrix,     // [n, d] float32, float16 or bfloat16
+             Tensor right,      // [d, R] float32
+             Tensor out,        // [n, R] float32
+             Tensor gram,       // [R, R] float64
+             Tensor workspace,  // [bytes] uint8
+             int threads);
 
 }  // namespace ofa::truncated_svd

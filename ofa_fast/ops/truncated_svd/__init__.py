@@ -17,28 +17,31 @@ def _native_gram(matrix):
     return out
 
 
+def _native_product(matrix, right):
+    threads, d, columns = torch.get_num_threads(), *right.shape
+    out = matrix.new_empty(matrix.shape[0], columns, dtype=torch.float32)
+    scratch = workspace(_native.cpu.truncated_svd_product_workspace(d, columns, threads), out)
+    gram = matrix.new_empty(columns, columns, dtype=torch.float64)
+    _native.cpu.truncated_svd_product(matrix, right.float().contiguous(), out, gram, scratch, threads)
+    return out, gram
+
+
 def _fake(matrix, rank):
     dtype = torch.float64 if matrix.dtype == torch.float64 else torch.float32
     (n, d) = matrix.shape
     return tuple(matrix.new_empty(*shape, dtype=dtype) for shape in ((n, rank), (rank,), (rank, d)))
 
 
-def _finite(function):
-    def run(matrix, rank):
-        if not torch.stack(torch.aminmax(matrix)).isfinite().all():  # no table of booleans; NaN comes through
-            row, column = (~torch.isfinite(matrix)).nonzero()[0].tolist()
-            raise ValueError(f"matrix must be finite, got {matrix[row, column].item()} at [{row}, {column}]")
-        return tuple(part.contiguous() for part in function(matrix, rank))
-
-    return run
+def _contiguous(function):
+    return lambda *args: tuple(part.contiguous() for part in function(*args))
 
 
 _forward = Op(
     "truncated_svd(Tensor matrix, int rank) -> (Tensor, Tensor, Tensor)",
     fake=_fake,
     backends={
-        "cpu": _finite(lambda matrix, rank: gram.truncated_svd(matrix, rank, _native_gram)),
-        "reference": _finite(reference.truncated_svd),
+        "cpu": _contiguous(lambda matrix, rank: gram.truncated_svd(matrix, rank, _native_gram, _native_product)),
+        "reference": _contiguous(reference.truncated_svd),
     },
 )
 

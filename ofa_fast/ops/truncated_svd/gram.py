@@ -2,7 +2,8 @@
 
 A [n, d] with n >= d: AᵀA = V S² Vᵀ costs n d² / 2 multiplications once, and U = A V / S another n d R. The relative
 error of a singular value is about u (S_1 / S_j)² / 2, with u that of the Gram matrix, and U loses orthogonality with
-S_1 / S_R; so the orthogonality of U is measured, and a matrix that fails is decomposed in float64 by QR instead.
+S_1 / S_R. So UᵀU is measured, and where it is not the identity the next more accurate way is taken: the same in
+float64, then QR in float64.
 """
 
 from __future__ import annotations
@@ -11,38 +12,61 @@ from collections.abc import Callable
 
 import torch
 
-from ofa_fast.ops.truncated_svd.reference import signs
+from ofa_fast.ops.truncated_svd.reference import require_finite, signs
 
 ORTHOGONALITY = 4e-6  # of UᵀU - I, largest entry: with float32's rounding this keeps the promised 1e-5
 PANEL = 8192  # rows that are in float64 at a time
 
 
 def truncated_svd(
-    matrix: torch.Tensor, rank: int, gram: Callable[[torch.Tensor], torch.Tensor]
+    matrix: torch.Tensor, rank: int, gram: Callable, product: Callable
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """U [n, R], S [R], Vh [R, d] in float32 of a finite [n, d] matrix; ``gram(A)`` is AᵀA [d, d] in float64."""
+    """U [n, R], S [R], Vh [R, d] in float32 of a [n, d] matrix.
+
+    ``gram(A)`` is AᵀA [d, d] in float64, ``product(A, W)`` is A W [n, R] in float32 and its Gram matrix.
+    """
     if matrix.shape[0] < matrix.shape[1]:
-        v, s, uh = truncated_svd(matrix.T.contiguous(), rank, gram)
+        v, s, uh = truncated_svd(matrix.T.contiguous(), rank, gram, product)
         sign = signs(v.T)
         return (uh * sign).T.contiguous(), s, v.T * sign
     matrix = matrix.contiguous()
-    u, s, v = _by_gram(matrix, rank, gram) or _by_qr(matrix, rank)
-    sign = signs(v.T.float())
-    return u.mul_(sign.T), s.float(), v.T.float() * sign
+
+    def precise_product(matrix, right):
+        u = torch.cat([(p.double() @ right).float() for p in matrix.split(PANEL)])
+        return u, gram(u)
+
+    return (
+        _by_gram(matrix, rank, gram, product, 2e-3)
+        or _by_gram(matrix, rank, _precise_gram, precise_product, 1e-6)
+        or _by_qr(matrix, rank)
+    )
 
 
-def _by_gram(matrix, rank, gram):
-    largest = torch.stack(torch.aminmax(matrix)).abs().amax()
-    if not 1e-15 < largest < 1e15:  # products would leave the range of float32; this also catches the zero matrix
+def _precise_gram(matrix):
+    gram = matrix.new_zeros(matrix.shape[1], matrix.shape[1], dtype=torch.float64)
+    for panel in matrix.split(PANEL):
+        panel = panel.double()
+        gram.addmm_(panel.T, panel)
+    return gram
+
+
+def _by_gram(matrix, rank, gram, product, least):
+    """The triples, or None where S_R is below ``least`` S_1 or U is not orthonormal."""
+    covariance = gram(matrix)
+    squares = covariance.diagonal().amax()
+    if not squares.isfinite():
+        require_finite(matrix)
         return None
-    eigenvalues, vectors = torch.linalg.eigh(gram(matrix))
-    s = eigenvalues.flip(0)[:rank].clamp_min(0).sqrt()
-    v = vectors.flip(1)[:, :rank]
-    if s[-1] <= 1e-4 * s[0]:
+    if not squares / len(matrix) > 1e-24:  # products would be lost below the range of float32; also the zero matrix
         return None
-    u = matrix.float() @ (v / s).float()
-    off = gram(u).sub_(torch.eye(rank, dtype=torch.float64, device=u.device)).abs().amax()
-    return (u, s, v) if off <= ORTHOGONALITY else None
+    eigenvalues, vectors = torch.linalg.eigh(covariance)
+    s, v = eigenvalues.flip(0)[:rank].clamp_min(0).sqrt(), vectors.flip(1)[:, :rank]
+    if s[-1] <= least * s[0]:
+        return None
+    v = v * signs(v.T.float()).double().T
+    u, identity = product(matrix, v / s)
+    identity.diagonal().sub_(1)
+    return (u, s.float(), v.T.float()) if identity.abs().amax() <= ORTHOGONALITY else None
 
 
 def _by_qr(matrix, rank):
@@ -54,7 +78,9 @@ def _by_qr(matrix, rank):
     # Below this a direction of A is rounding noise: any orthonormal completion is as good a singular vector.
     kept = int((s > 1e-10 * s[0]).sum()) if s.numel() else 0
     u = torch.cat([(p.double() @ (v[:, :kept] / s[:kept])).float() for p in matrix.split(PANEL)])
-    return (u if kept == rank else _complete(u, rank)), s, v
+    u = u if kept == rank else _complete(u, rank)
+    sign = signs(v.T.float())
+    return u.mul_(sign.T), s.float(), v.T.float() * sign
 
 
 def _complete(u, rank):
