@@ -7,7 +7,7 @@ import torch
 from checks import assert_no_worse, fullgraph, gradcheck, on_every_backend, opcheck, run, threads, use
 
 from ofa_fast.ops import truncated_svd
-from ofa_fast.ops.truncated_svd import reference
+from ofa_fast.ops.truncated_svd import _native_gram, _native_product, eigenpairs, reference
 
 SPECTRA = {
     "flat": lambda d: torch.ones(d, dtype=torch.float64),
@@ -134,9 +134,61 @@ def test_float64_truth_on_200_random_shapes():
         assert_promises(matrix, rank, *truncated_svd(matrix, rank))
 
 
-def test_threads_do_not_change_the_gram_matrix():
-    from ofa_fast.ops.truncated_svd import _native_gram
+@on_every_backend
+def test_dominated_by_one_direction(name):
+    """sigma_1 / sigma_R is 1e4, where a Gram matrix of float32 rounding knows nothing of sigma_R."""
+    matrix = make(2000, 90).double()
+    u, _, vh = torch.linalg.svd(matrix, full_matrices=False)
+    spectrum = torch.cat([torch.tensor([1e4]), torch.linspace(2, 1, 89)]).double()
+    matrix = ((u * spectrum) @ vh).float()
+    with use(name):
+        assert_promises(matrix, 30, *truncated_svd(matrix, 30))
 
+
+def test_memory_mapped(tmp_path):
+    expected = make(5000, 40)
+    expected.numpy().tofile(tmp_path / "table.bin")
+    matrix = torch.from_file(str(tmp_path / "table.bin"), size=5000 * 40).view(5000, 40)
+    for ours, other in zip(truncated_svd(matrix, 10), truncated_svd(expected, 10), strict=True):
+        assert torch.equal(ours, other)
+
+
+@pytest.mark.parametrize("spectrum", ["flat", "decaying", "steep"])
+def test_leading_eigenpairs_by_block(monkeypatch, spectrum):
+    monkeypatch.setattr(eigenpairs, "FROM", 200)
+    exact = make(400, 200, spectrum, torch.float64)
+    if spectrum == "flat":
+        exact = exact + 0.03 * torch.randn(400, 200, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    gram = exact.T @ exact
+    truth = torch.linalg.eigvalsh(gram).flip(0)
+    values, vectors = eigenpairs._by_block(gram, 20)
+    assert truth[:20].sum() - values.sum() <= 1e-7 * truth[20:].sum()
+    assert (vectors.T @ vectors - torch.eye(20)).abs().max() < 1e-12
+    assert (vectors.T @ gram @ vectors - values.diag()).abs().max() < 1e-10 * truth[0]
+    assert torch.equal(eigenpairs.leading_eigenpairs(gram, 20)[0], values)
+
+
+def test_leading_eigenpairs_without_a_block(monkeypatch):
+    monkeypatch.setattr(eigenpairs, "FROM", 64)
+    deficient = make(100, 64, "deficient", torch.float64)
+    for gram in (torch.zeros(64, 64).double(), torch.eye(64).double(), deficient.T @ deficient):
+        values, vectors = eigenpairs.leading_eigenpairs(gram, 8)
+        assert (values - torch.linalg.eigvalsh(gram).flip(0)[:8]).abs().max() < 1e-12
+        assert (vectors.T @ vectors - torch.eye(8)).abs().max() < 1e-12
+
+
+def test_threads_do_not_change_the_result():
+    matrix = make(3000, 150)
+    with threads(1):
+        expected = _native_product(matrix, matrix[:150, :70].contiguous())
+    exact = expected[0].double()
+    assert (expected[1] - exact.T @ exact).abs().max() <= 1e-6 * expected[1].abs().max()
+    for count in (2, 5):
+        with threads(count):
+            assert all(map(torch.equal, _native_product(matrix, matrix[:150, :70].contiguous()), expected))
+
+
+def test_threads_do_not_change_the_gram_matrix():
     matrix = make(3000, 150)
     with threads(1):
         expected = _native_gram(matrix)

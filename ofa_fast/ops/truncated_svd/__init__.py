@@ -106,11 +106,12 @@ def truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
     Raises:
         ValueError: a rank out of range, a shape, NaN or infinity. TypeError: a dtype.
 
-    On the CPU: half of the Gram matrix, in float32 panels summed in float64, its eigenvectors, and one product. The
-    residual is within 1e-6 relative of the optimum; U is orthonormal to 1e-5, which is checked. A matrix whose spectrum
-    is too steep for that (S_1 / S_R above some 100) is decomposed by QR in float64. Peak extra memory beyond the
-    results: where n >= d, 24 d² bytes and 2,048 d floats, by QR 8,192 rows in float64; where n < d a transposed copy
-    as well. The backward pass works in float64 and takes 32 n d bytes.
+    On the CPU: half of the Gram matrix to float32 accuracy in panels that are summed in float64, its leading
+    eigenvectors, and one product. The residual is within 1e-6 relative of the optimum; U is orthonormal to 1e-5, which
+    is checked. A matrix whose spectrum is too steep for that (S_1 / S_R above some 100) is decomposed in float64, by
+    its Gram matrix or by QR. ``matrix`` is read twice from top to bottom and may be memory-mapped. Peak extra memory
+    beyond the results, in bytes: where n >= d, 24 d² + 6 d R + 9,300 d (and 800 d a thread); in float64 8,192 rows
+    more; where n < d a transposed copy as well. The backward pass works in float64 and takes 32 n d bytes.
 
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.1 uses U as coordinates and diag(S) Vh as basis.
     """

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import torch
 
+from ofa_fast.ops.truncated_svd.eigenpairs import leading_eigenpairs
 from ofa_fast.ops.truncated_svd.reference import require_finite, signs
 
 ORTHOGONALITY = 4e-6  # of UᵀU - I, largest entry: with float32's rounding this keeps the promised 1e-5
@@ -36,7 +37,7 @@ def truncated_svd(
         return u, gram(u)
 
     return (
-        _by_gram(matrix, rank, gram, product, 2e-3)
+        _by_gram(matrix, rank, gram, product, 1e-2)
         or _by_gram(matrix, rank, _precise_gram, precise_product, 1e-6)
         or _by_qr(matrix, rank)
     )
@@ -59,8 +60,8 @@ def _by_gram(matrix, rank, gram, product, least):
         return None
     if not squares / len(matrix) > 1e-24:  # products would be lost below the range of float32; also the zero matrix
         return None
-    eigenvalues, vectors = torch.linalg.eigh(covariance)
-    s, v = eigenvalues.flip(0)[:rank].clamp_min(0).sqrt(), vectors.flip(1)[:, :rank]
+    eigenvalues, v = leading_eigenpairs(covariance, rank)
+    s = eigenvalues.clamp_min(0).sqrt()
     if s[-1] <= least * s[0]:
         return None
     v = v * signs(v.T.float()).double().T
