@@ -17,6 +17,7 @@ import argparse
 import importlib
 import json
 import sys
+import time
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -48,6 +49,12 @@ def stored(file: Path, described: dict) -> dict:
     return found if found.get("machine") == described else {"machine": described, "ops": {}}
 
 
+def in_order(ops: dict[str, dict]) -> dict[str, dict]:
+    """Ops and sizes in the order of the code, without sizes that it no longer has."""
+    known = {op: importlib.import_module(f"benchmarks.{op}").SIZES for op in OPS if op in ops}
+    return {op: {size: ops[op][size] for size in names if size in ops[op]} for op, names in known.items()}
+
+
 def sizes(op: str, options: argparse.Namespace):
     module = importlib.import_module(f"benchmarks.{op}")
     for size, arguments in module.SIZES.items():
@@ -74,6 +81,7 @@ def measure(options: argparse.Namespace) -> bool:
         print(f"\n{op}; roofs: " + ", ".join(f"{name} {value / 1e9:,.0f} G/s" for name, value in roofs.items()))
         for module, size, arguments in sizes(op, options):
             print(f"\n{size}", flush=True)
+            begin = time.perf_counter()
             try:
                 contest = module.contest(**arguments, device=options.device, folders=options.data)
                 entries = harness.run(contest, options.device, options.rounds, options.seconds)
@@ -82,10 +90,12 @@ def measure(options: argparse.Namespace) -> bool:
                 continue
             finally:
                 contest = None  # its memory is free before the next one's is asked for
-            print(table(entries, roofs), flush=True)
+            print(table(entries, roofs))
+            print(f"measured in {time.perf_counter() - begin:.0f} s", flush=True)
             now = datetime.now(timezone.utc).isoformat(timespec="minutes")
             measured = {"date": now, "commit": machine.commit(), "roofs": roofs, "entries": entries}
             results["ops"].setdefault(op, {})[size] = measured
+            results["ops"] = in_order(results["ops"])
             if file:
                 file.parent.mkdir(parents=True, exist_ok=True)
                 file.write_text(json.dumps(results, indent=1) + "\n")

@@ -33,12 +33,12 @@ def array(path: str, folders: Sequence[Path]) -> torch.Tensor:
 
 
 def vocabulary_table(model: str, folders: Sequence[Path]) -> torch.Tensor:
-    """The word embeddings of a model: the largest tensor of its model.safetensors whose name speaks of them."""
+    """The word embeddings in the model.safetensors of a Hugging Face folder."""
     from safetensors import safe_open
 
     with safe_open(find(f"{model}/model.safetensors", folders), "pt") as file:
         names = [name for name in file.keys() if "word_embeddings" in name or "embed_tokens" in name]  # noqa: SIM118
-        return file.get_tensor(names[0]).float()
+        return file.get_tensor(names[0]).float().clone()  # or the first to read would bear the pages of the file
 
 
 @functools.cache

@@ -94,8 +94,8 @@ def timed(entry: Callable, device: str, calls: int = 1) -> tuple[float, object]:
     return (time.perf_counter() - begin) / calls, result
 
 
-def calls_a_sample(entry: Callable, device: str) -> int:
-    return max(1, round(SAMPLE / max(timed(entry, device)[0], 1e-6)))
+def calls_a_sample(entry: Callable, device: str, sample: float = SAMPLE) -> int:
+    return max(1, round(sample / max(timed(entry, device)[0], 1e-6)))
 
 
 def _threads():

@@ -138,8 +138,8 @@ def readme_table(results: dict[str, dict]) -> str:
                     continue
                 entries = measured["entries"]
                 ours = entries[OURS]
-                peers = sorted((e["p50"] / ours["p50"], peer) for peer, e in entries.items() if peer != OURS)
-                ratios = ", ".join(f"{peer} **{ratio:.1f}**" for ratio, peer in peers)
+                peers = sorted((e["p50"] / ours["p50"], peer) for peer, e in entries.items() if OURS not in peer)
+                ratios = " · ".join(f"{peer} **{ratio:.1f}**" for ratio, peer in peers)
                 cells.append([f"`{op}`", size, duration(ours["p50"]), memory(ours), ratios])
         machine = result["machine"]
         lines += ["", f"{title(machine)}, {machine['threads']} threads:", "", *rows(cells, right=5)]
@@ -162,7 +162,9 @@ def generated(results_folder: Path = RESULTS, root: Path = ROOT) -> dict[Path, s
                 )
                 for size, measured in sizes.items()
             ]
-            files[root / "docs" / "plots" / f"{name}-{op}.svg"] = bars(f"{op}: time over that of {OURS}", groups)
+            files[root / "docs" / "plots" / f"{name}-{op}.svg"] = bars(
+                f"{op}: time over that of {OURS}, logarithmic", groups
+            )
     readme = (root / "README.md").read_text(encoding="utf-8")
     before, found, rest = readme.partition(BEGIN)
     _, closed, after = rest.partition(END)

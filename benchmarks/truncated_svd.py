@@ -20,7 +20,7 @@ SMALL = "small: 2,000 x 64, R 16"
 SIZES = {
     DECAYING: {"kind": "decaying", "without": (SVDS,)},
     FLAT: {"kind": "flat", "without": (TORCH, SCIPY, SVDS)},
-    STEEP: {"kind": "steep", "without": (TORCH, NUMPY, SCIPY, SVDS)},
+    STEEP: {"kind": "steep", "without": (TORCH, NUMPY, SCIPY, SVDS, RANDOMIZED)},
     E5: {"kind": "e5", "rank": 200, "without": (TORCH, SCIPY, SVDS)},
     MINILM: {"kind": "minilm", "rank": 200},
     SMALL: {"kind": "decaying", "n": 2_000, "d": 64, "rank": 16},
