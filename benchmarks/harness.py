@@ -41,10 +41,13 @@ def run(contest: Contest, device: str, rounds: int, seconds: float) -> dict[str,
     Returns for each entry: p20, p50 and p80 in seconds, the rounds, peak extra memory without the results in bytes,
     errors, operations and bytes a second.
     """
-    torch.compiler.reset()  # or sizes compiled before would count against the limit of recompilations
+    if contest.prepared:
+        torch.compiler.reset()  # or sizes compiled before would count against the limit of recompilations
     for name in contest.prepared:
         contest.entries[name]()
     results, times, calls = {}, {}, {}
+    gc.collect()
+    gc.freeze()  # what is there stays, so that collecting what the entries leave behind takes no time
     with _threads():
         for name, entry in contest.entries.items():
             _reset_peak(device)
@@ -62,6 +65,7 @@ def run(contest: Contest, device: str, rounds: int, seconds: float) -> dict[str,
                     continue
                 gc.collect()
                 times[name].append(timed(entry, device, calls[name])[0])
+    gc.unfreeze()
     for name, samples in times.items():
         results[name] |= quantiles(samples) | {"rounds": len(samples)}
         results[name]["operations_per_second"] = contest.operations / results[name]["p50"]

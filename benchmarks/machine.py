@@ -73,7 +73,7 @@ def roofs(device: str) -> dict[str, float]:
 
 def _best(function: Callable, device: str) -> float:
     function()
-    return min(harness.timed(function, device)[0] for _ in range(4))
+    return min(harness.timed(function, device)[0] for _ in range(8))
 
 
 def commit() -> str:
