@@ -9,7 +9,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 NATIVE := CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
 FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: demo test lint format clean
+# benchmark-ratio compares the ops with those of this commit.
+BASE ?= origin/main
+
+.PHONY: demo test lint format benchmark benchmark-ratio clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
@@ -27,6 +30,14 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(FORMATTED)
+
+benchmark: $(VENV)/.installed
+	$(PIP) install -c $(VENV)/constraints.txt -e '.[benchmarks]'
+	$(BIN)/python -m benchmarks --json
+	$(BIN)/python -m benchmarks report
+
+benchmark-ratio: $(VENV)/.installed
+	$(BIN)/python -m benchmarks --base $(BASE)
 
 clean:
 	rm -rf build out $(VENV)/.installed

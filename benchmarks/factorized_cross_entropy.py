@@ -2,54 +2,113 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness import Contest
+from benchmarks.factorized_embedding import relative_error
+from benchmarks.harness import OURS, Contest
 from ofa_fast.ops import factorized_cross_entropy
 
+GATHERED, COMPILE = "torch, labelled gathered first", "torch.compile, labelled gathered first"
+FUSED, FUSED_32 = "torch linear_cross_entropy, its chunks", "torch linear_cross_entropy, chunks of 32"
+DENSE_HEAD = "dense head, labelled gathered first"
+V100_R100, V100_R400, V401_R100, V401_R400 = (
+    f"1,024 tokens, V {v}, R {r}, D 768" for v in ("100k", "401k") for r in (100, 400)
+)
+SMALL = "small: 64 tokens, V 2k, R 16, D 64"
 SIZES = {
-    "1,024 tokens, V 100k, R 100, D 768": (1_024, 100_000, 100, 768),
-    "1,024 tokens, V 401k, R 400, D 768": (1_024, 401_145, 400, 768),
-    "small: 64 tokens, V 2k, R 16, D 64": (64, 2_000, 16, 64),
+    V100_R100: {"vocabulary": 100_000, "rank": 100},
+    V100_R400: {"vocabulary": 100_000, "rank": 400},
+    V401_R100: {"vocabulary": 401_145, "rank": 100},
+    V401_R400: {"vocabulary": 401_145, "rank": 400},
+    SMALL: {"vocabulary": 2_000, "rank": 16, "tokens": 64, "width": 64},
 }
 
 
-def contest(tokens: int, vocabulary: int, rank: int, width: int) -> Contest:
+def contest(
+    vocabulary: int,
+    rank: int,
+    tokens: int = 1_024,
+    width: int = 768,
+    device: str = "cpu",
+    folders: Sequence[Path] = (),
+) -> Contest:
     torch.manual_seed(0)
-    hidden = torch.randn(tokens, width).requires_grad_()
-    coordinates = torch.randn(vocabulary, rank).div_(rank**0.5).requires_grad_()
-    basis = torch.randn(rank, width).mul_(0.05).requires_grad_()
-    bias = torch.zeros(vocabulary).requires_grad_()
-    labels = torch.where(torch.rand(tokens) < 0.15, torch.randint(vocabulary, (tokens,)), -100)
-    leaves = hidden, coordinates, basis, bias
+    hidden = torch.randn(tokens, width).to(device).requires_grad_()
+    coordinates = torch.randn(vocabulary, rank).div_(rank**0.5).to(device).requires_grad_()
+    basis = torch.randn(rank, width).mul_(0.05).to(device).requires_grad_()
+    bias = torch.zeros(vocabulary, device=device).requires_grad_()
+    labels = torch.where(torch.rand(tokens) < 0.15, torch.randint(vocabulary, (tokens,)), -100).to(device)
+    kept = labels != -100
 
-    def both(loss):
+    def both(loss, leaves=(hidden, coordinates, basis, bias)):
         def step():
-            value = loss(hidden, coordinates, basis, labels, bias)
-            return value, *torch.autograd.grad(value, leaves)
+            value = loss(*leaves)
+            return value.detach(), *torch.autograd.grad(value, leaves)
 
         return step
 
-    def gathered(hidden, coordinates, basis, labels, bias):
-        kept = labels != -100
-        return F.cross_entropy(F.linear(hidden[kept] @ basis.T, coordinates, bias), labels[kept])
+    def logits_and_loss(hidden, coordinates, basis, bias, labels):
+        return F.cross_entropy(F.linear(hidden @ basis.T, coordinates, bias), labels)
 
-    def torchs_fused(hidden, coordinates, basis, labels, bias):
-        options = torch.nn.LinearCrossEntropyOptions() if hasattr(torch.nn, "LinearCrossEntropyOptions") else None
-        return F.linear_cross_entropy(hidden @ basis.T, coordinates, labels, linear_bias=bias, options=options)
+    compiled = torch.compile(logits_and_loss, dynamic=False)
 
-    entries = {"ofa-fast": both(factorized_cross_entropy), "torch, labelled gathered first": both(gathered)}
+    def fused(hidden, coordinates, basis, bias, **options):
+        options = torch.nn.LinearCrossEntropyOptions(**options)
+        return F.linear_cross_entropy(
+            hidden[kept] @ basis.T, coordinates, labels[kept], linear_bias=bias, options=options
+        )
+
+    entries = {
+        OURS: both(lambda h, c, p, b: factorized_cross_entropy(h, c, p, labels, b)),
+        GATHERED: both(lambda h, c, p, b: logits_and_loss(h[kept], c, p, b, labels[kept])),
+        COMPILE: both(lambda h, c, p, b: compiled(h[kept], c, p, b, labels[kept])),
+    }
     if hasattr(F, "linear_cross_entropy"):
-        entries["torch linear_cross_entropy"] = both(torchs_fused)
+        entries |= {FUSED: both(fused), FUSED_32: both(functools.partial(fused, batch_chunk_size=32))}
 
-    kept = labels != -100
-    h = hidden.detach()[kept].double() @ basis.detach().double().T
-    logits = torch.cat([h @ part.double().T for part in coordinates.detach().split(20_000)], dim=1)
-    exact = F.cross_entropy(logits, labels[kept]).item()
-    del logits
+    def dense(hidden, table, bias):
+        return F.cross_entropy(F.linear(hidden[kept], table, bias), labels[kept])
+
+    @functools.cache
+    def table():
+        return (coordinates.detach() @ basis.detach()).requires_grad_()
+
+    entries[DENSE_HEAD] = lambda: both(dense, (hidden, table(), bias))()
+
+    @functools.cache
+    def exact():
+        """Loss, and gradients of hidden and basis, in float64."""
+        leaves = [leaf.detach().double().requires_grad_() for leaf in (hidden[kept], basis)]
+        rows = leaves[0] @ leaves[1].T
+        parts = [rows.detach() @ some.T.double() for some in coordinates.detach().split(20_000)]
+        logits = torch.cat(parts, 1).requires_grad_()
+        del parts
+        loss = F.cross_entropy(logits, labels[kept])
+        (slope,) = torch.autograd.grad(loss, logits)
+        del logits
+        of_rows = sum(
+            part @ some.double()
+            for part, some in zip(slope.split(20_000, 1), coordinates.detach().split(20_000), strict=True)
+        )
+        return loss.item(), *torch.autograd.grad(rows, leaves, of_rows)
+
+    def errors(result):
+        """Of the loss relative to itself, of the gradients of hidden and basis relative to their largest entries."""
+        loss, of_hidden, of_basis = exact()
+        worst = relative_error(result[1][kept], of_hidden)
+        if len(result) == 5:
+            worst = max(worst, relative_error(result[3], of_basis))
+        return {"loss": abs(result[0].item() - loss) / loss, "gradient": worst}
+
     return Contest(
         entries=entries,
-        error=lambda result: abs(result[0].item() - exact) / exact,
+        errors=errors,
         operations=8.0 * int(kept.sum()) * vocabulary * rank,
+        traffic=4.0 * vocabulary * (2 * rank + 2),
+        prepared=(COMPILE, DENSE_HEAD),
     )

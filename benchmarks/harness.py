@@ -2,130 +2,152 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
-import importlib.metadata
-import os
-import platform
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from ofa_fast import _native
+SAMPLE = 0.01  # seconds: faster calls are timed several at once, and the mean of a call is one sample
+OURS = "ofa-fast"
 
-ROOT = Path(__file__).parent.parent
+
+class Skip(Exception):
+    """A size that cannot be measured here, with the reason."""
 
 
 @dataclass
 class Contest:
-    """One op at one size: ours first, then its rivals, each a function without arguments that returns tensors."""
+    """One op at one size: ours first, then its peers, each a function without arguments that returns tensors."""
 
-    entries: dict[str, Callable]
-    error: Callable[[object], float] | None = None  # of a result, against float64
-    operations: float | None = None  # multiplications and additions that the problem needs
-    results: dict[str, dict] = field(default_factory=dict)
+    entries: dict[str, Callable[[], object]]
+    errors: Callable[[object], dict[str, float]]  # of a result, against float64
+    operations: float  # multiplications and additions that the problem needs when nothing is left out
+    traffic: float  # bytes of the inputs and results, which have to move once
+    prepared: tuple[str, ...] = ()  # entries called once before anything is measured: they compile, or make a table
 
 
-def run(contest: Contest, rounds: int, seconds: float) -> dict[str, dict]:
-    """Interleaved rounds: every entry once a round, until ``rounds`` or ``seconds`` an entry are used up.
+def run(contest: Contest, device: str, rounds: int, seconds: float) -> dict[str, dict]:
+    """Interleaved rounds: every entry once a round, until ``rounds`` or its ``seconds`` are used up.
 
-    Returns for each entry: p20, p50, p80 in seconds, rounds, peak extra memory in bytes, and the error.
+    The first call of each gives its memory and errors and warms it up; where it lasts longer than ``seconds`` it is
+    also its only sample.
+
+    Returns for each entry: p20, p50 and p80 in seconds, the rounds, peak extra memory without the results in bytes,
+    errors, operations and bytes a second.
     """
-    times: dict[str, list[float]] = {name: [] for name in contest.entries}
-    for name, entry in contest.entries.items():  # the warm-up, which also gives memory and error
-        before = _reset_peak()
-        result = entry()
-        peak = max(0, _peak() - before)
-        error = contest.error(result) if contest.error else None
-        contest.results[name] = {"memory": peak, "error": error}
-        del result
-    for _ in range(rounds):
-        for name, entry in contest.entries.items():
-            if sum(times[name]) > seconds and len(times[name]) >= 3:
-                continue
-            gc.collect()
-            begin = time.perf_counter()
-            entry()
-            times[name].append(time.perf_counter() - begin)
-    for name, spent in times.items():
-        low, *_, high = statistics.quantiles(spent, n=5) if len(spent) > 1 else spent * 2
-        contest.results[name] |= {"p20": low, "p50": statistics.median(spent), "p80": high, "rounds": len(spent)}
-        if contest.operations:
-            contest.results[name]["operations_per_second"] = contest.operations / contest.results[name]["p50"]
-    return contest.results
-
-
-def _reset_peak() -> int:
-    """Resident bytes now, from where the peak is counted anew."""
+    if contest.prepared:
+        torch.compiler.reset()  # or sizes compiled before would count against the limit of recompilations
+    for name in contest.prepared:
+        contest.entries[name]()
+    results, times, calls = {}, {}, {}
     gc.collect()
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
+    gc.freeze()  # what is there stays, so that collecting what the entries leave behind takes no time
+    with _threads():
+        for name, entry in contest.entries.items():
+            _reset_peak(device)
+            before = _resident(device)
+            spent, result = timed(entry, device)
+            peak = _peak(device)
+            memory = None if peak is None else max(0, peak - before - _size(result))
+            results[name] = {"memory": memory, "errors": contest.errors(result)}
+            del result
+            times[name] = [spent] if spent > seconds else []
+            calls[name] = 1 if times[name] else calls_a_sample(entry, device)
+        for _ in range(rounds):
+            for name, entry in contest.entries.items():
+                if sum(times[name]) * calls[name] >= seconds:
+                    continue
+                gc.collect()
+                times[name].append(timed(entry, device, calls[name])[0])
+    gc.unfreeze()
+    for name, samples in times.items():
+        results[name] |= quantiles(samples) | {"rounds": len(samples)}
+        results[name]["operations_per_second"] = contest.operations / results[name]["p50"]
+        results[name]["bytes_per_second"] = contest.traffic / results[name]["p50"]
+    return results
 
 
-def _peak() -> int:
-    return _status("VmHWM")
+def quantiles(samples: list[float]) -> dict[str, float]:
+    """p20, p50 and p80, between samples where they fall there, and never beyond the smallest or largest."""
+    if len(samples) == 1:
+        samples = samples * 2
+    low, _, _, high = statistics.quantiles(samples, n=5, method="inclusive")
+    return {"p20": low, "p50": statistics.median(samples), "p80": high}
 
 
-def _status(field_name: str) -> int:
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field_name + ":"):
-            return int(line.split()[1]) * 1024
-    raise OSError(f"/proc/self/status has no {field_name}")
+def timed(entry: Callable, device: str, calls: int = 1) -> tuple[float, object]:
+    """Seconds a call, and the last result; on a GPU between two events, so that the time to launch is not counted."""
+    if device == "cuda":
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
+        begin.record()
+        for _ in range(calls):
+            result = entry()
+        end.record()
+        torch.cuda.synchronize()
+        return begin.elapsed_time(end) / 1e3 / calls, result
+    begin = time.perf_counter()
+    for _ in range(calls):
+        result = entry()
+    return (time.perf_counter() - begin) / calls, result
 
 
-def _best(function: Callable, repeats: int = 5) -> float:
-    function()
-    spent = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        function()
-        spent.append(time.perf_counter() - begin)
-    return min(spent)
+def calls_a_sample(entry: Callable, device: str, sample: float = SAMPLE) -> int:
+    return max(1, round(sample / max(timed(entry, device)[0], 1e-6)))
 
 
-def roofs() -> dict[str, float]:
-    """What this machine reaches now: fp32 and int8 operations a second, and bytes a second copied."""
-    a = torch.randn(2048, 2048)
-    x = torch.randint(-128, 127, (4096, 4096), dtype=torch.int8)
-    source = torch.ones(64 << 20)
-    target = torch.empty_like(source)
-    return {
-        "fp32": 2 * 2048**3 / _best(lambda: a @ a),
-        "int8": 2 * 4096**3 / _best(lambda: torch._int_mm(x, x), 3),
-        "copy": 2 * source.nbytes / _best(lambda: target.copy_(source)),
-    }
+def _threads():
+    """numpy's, scipy's and scikit-learn's threads are torch's, too, as far as they can be told."""
+    try:
+        from threadpoolctl import threadpool_limits
+    except ImportError:
+        return contextlib.nullcontext()
+    return threadpool_limits(torch.get_num_threads())
 
 
-def machine(packages: tuple[str, ...] = ("torch", "numpy")) -> dict:
-    """What a figure must be read with: processor, threads, instruction set, versions."""
-    model = platform.processor()
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            model = line.split(":", 1)[1].strip()
-            break
-    versions = {}
-    for package in ("ofa-fast", *packages):
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            versions[package] = None
-    return {
-        "cpu": model,
-        "cores": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "isa": _native.cpu.isa() if _native.cpu else None,
-        "python": platform.python_version(),
-        "versions": versions,
-        "load": os.getloadavg()[0],
-    }
+def tensors(result: object) -> Iterable[torch.Tensor]:
+    """The tensors in nested tuples and lists; a sparse one as its parts."""
+    if isinstance(result, torch.Tensor):
+        yield from (result._indices(), result._values()) if result.is_sparse else (result,)
+    elif isinstance(result, tuple | list):
+        for part in result:
+            yield from tensors(part)
 
 
-def tests_pass(op: str) -> bool:
-    """A speed of wrong results is worth nothing, so it is not measured."""
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", f"tests/ops/test_{op}.py"]
-    return subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL).returncode == 0
+def _size(result: object) -> int:
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors(result)}
+    return sum(storages.values())
+
+
+def _reset_peak(device: str) -> None:
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        return
+    with contextlib.suppress(OSError, AttributeError):  # freed memory goes back first, or its use again would not show
+        ctypes.CDLL(None).malloc_trim(0)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _resident(device: str) -> int:
+    return torch.cuda.memory_allocated() if device == "cuda" else _status("VmRSS") or 0
+
+
+def _peak(device: str) -> int | None:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else _status("VmHWM")
+
+
+def _status(field: str) -> int | None:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith(field + ":"):
+                return int(line.split()[1]) * 1024
+    return None
