@@ -144,7 +144,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="small sizes only")
     parser.add_argument("--size", default="", metavar="TEXT", help="only sizes with TEXT in their names")
     parser.add_argument("--rounds", type=int, default=15, help="rounds at most (15)")
-    parser.add_argument("--seconds", type=float, default=3, help="an entry stops after so many, and one round (3)")
+    parser.add_argument("--seconds", type=float, default=2, help="a peer stops after so many, and one round (2)")
     parser.add_argument("--threads", type=int, help="torch's threads")
     parser.add_argument("--list", action="store_true", help="name ops and sizes, and measure nothing")
     options = parser.parse_args(arguments)

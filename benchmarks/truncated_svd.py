@@ -115,7 +115,7 @@ def _libraries(array, rank: int) -> dict:
         pass
     else:
 
-        def covariance():
+        def covariance():  # of centred columns, so its residual from the table itself is larger
             pca = PCA(rank, svd_solver="covariance_eigh")
             scores = pca.fit_transform(array)
             return scores / pca.singular_values_, pca.singular_values_, pca.components_
