@@ -45,8 +45,11 @@ def table(entries: dict[str, dict], roofs: dict[str, float]) -> str:
 
 def stored(file: Path, described: dict) -> dict:
     """The results that ``file`` has of the same machine, threads and versions, to which new ones are added."""
-    found = json.loads(file.read_text()) if file.exists() else {}
-    return found if found.get("machine") == described else {"machine": described, "ops": {}}
+    found = json.loads(file.read_text()) if file.exists() else {"machine": described, "ops": {}}
+    if found["machine"] == described:
+        return found
+    print(f"{file} is of another machine, other threads or other versions, and will be replaced", file=sys.stderr)
+    return {"machine": described, "ops": {}}
 
 
 def in_order(ops: dict[str, dict]) -> dict[str, dict]:
