@@ -45,8 +45,11 @@ def table(entries: dict[str, dict], roofs: dict[str, float]) -> str:
 
 def stored(file: Path, described: dict) -> dict:
     """The results that ``file`` has of the same machine, threads and versions, to which new ones are added."""
-    found = json.loads(file.read_text()) if file.exists() else {}
-    return found if found.get("machine") == described else {"machine": described, "ops": {}}
+    found = json.loads(file.read_text()) if file.exists() else {"machine": described, "ops": {}}
+    if found["machine"] == described:
+        return found
+    print(f"{file} is of another machine, other threads or other versions, and will be replaced", file=sys.stderr)
+    return {"machine": described, "ops": {}}
 
 
 def in_order(ops: dict[str, dict]) -> dict[str, dict]:
@@ -144,7 +147,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--small", action="store_true", help="small sizes only")
     parser.add_argument("--size", default="", metavar="TEXT", help="only sizes with TEXT in their names")
     parser.add_argument("--rounds", type=int, default=15, help="rounds at most (15)")
-    parser.add_argument("--seconds", type=float, default=3, help="an entry stops after so many, and one round (3)")
+    parser.add_argument("--seconds", type=float, default=2, help="a peer stops after so many, and one round (2)")
     parser.add_argument("--threads", type=int, help="torch's threads")
     parser.add_argument("--list", action="store_true", help="name ops and sizes, and measure nothing")
     options = parser.parse_args(arguments)

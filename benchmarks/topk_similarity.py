@@ -16,7 +16,11 @@ from ofa_fast.ops import topk_similarity
 TORCH, FAISS, FAISS_TUNED = "torch matmul + topk, blocks", "faiss IndexFlatIP", "faiss IndexFlatIP, tuned"
 USEARCH = "usearch exact"
 CLUSTERED, GAUSSIAN, HEAVY = (f"8,192 x 250,002 x 200, {kind}" for kind in ("clustered", "Gaussian", "heavy tails"))
-MANY, REAL, BIBLE = f"{GAUSSIAN}, k = 100", "real subword vectors, --data", "8,192 x all subwords of six languages"
+MANY, REAL, BIBLE = (
+    f"{GAUSSIAN}, k = 100",
+    "8,192 x subwords of a multilingual model",
+    "8,192 x all subwords of six languages",
+)
 FEW, SMALL = "512 x 250,002 x 200, Gaussian", "small: 64 x 1,000 x 64"
 SIZES = {
     CLUSTERED: {"kind": "clustered"},

@@ -15,7 +15,7 @@ from ofa_fast.ops import truncated_svd
 LOWRANK, TORCH, NUMPY, SCIPY = "torch.svd_lowrank", "torch.linalg.svd", "numpy.linalg.svd", "scipy.linalg.svd"
 SVDS, RANDOMIZED, COVARIANCE = "scipy.sparse svds", "sklearn randomized_svd", "sklearn PCA covariance_eigh"
 DECAYING, FLAT, STEEP = (f"250,002 x 768, R 400, {kind}" for kind in ("decaying", "flat", "steep"))
-E5, MINILM = "table of multilingual-e5-small, R 200, --data", "table of all-MiniLM-L6-v2, R 200, --data"
+E5, MINILM = "table of multilingual-e5-small, R 200", "table of all-MiniLM-L6-v2, R 200"
 SMALL = "small: 2,000 x 64, R 16"
 SIZES = {
     DECAYING: {"kind": "decaying", "without": (SVDS,)},
@@ -115,7 +115,7 @@ def _libraries(array, rank: int) -> dict:
         pass
     else:
 
-        def covariance():
+        def covariance():  # of centred columns, so its residual from the table itself is larger
             pca = PCA(rank, svd_solver="covariance_eigh")
             scores = pca.fit_transform(array)
             return scores / pca.singular_values_, pca.singular_values_, pca.components_

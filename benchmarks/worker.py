@@ -19,7 +19,7 @@ def main(folder: str | None) -> None:
     if folder:
         sys.path.insert(0, folder)
         # an editable install of the present sources would come before any path
-        sys.meta_path[:] = [finder for finder in sys.meta_path if not type(finder).__module__.startswith("_editable")]
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in type(finder).__module__]
 
     import torch
 

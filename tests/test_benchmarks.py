@@ -72,6 +72,9 @@ def test_a_slow_entry_is_called_once():
     assert len(calls) == result["rounds"] == 1
     assert result["p20"] == result["p50"] == result["p80"] >= 0.05
 
+    (result,) = harness.run(contest(**{harness.OURS: slow}), "cpu", rounds=9, seconds=0.02).values()
+    assert result["rounds"] == harness.LEAST
+
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak is read from Linux's /proc")
 def test_memory_is_counted_beyond_the_result():
