@@ -87,14 +87,13 @@ void pack_rows(const void* src, Dtype dtype, int64_t stride, const int64_t* inde
 
 void pack_columns(const void* src, Dtype dtype, int64_t stride, int64_t rows, int64_t depth, int width, float* packed) {
   with_dtype(dtype, [&](auto constant) {
-    for (int64_t first = 0; first < rows; first += width, packed += depth * width) {
-      const int64_t count = rows - first < width ? rows - first : width;
-      for (int64_t d = 0; d < depth; ++d) {
-        float* out = packed + d * width;
+    for (int64_t d = 0; d < depth; ++d)  // in the order of memory
+      for (int64_t first = 0; first < rows; first += width) {
+        float* out = packed + first * depth + d * width;
+        const int64_t count = rows - first < width ? rows - first : width;
         for (int64_t r = 0; r < count; ++r) out[r] = load_as_float(src, constant.value, d * stride + first + r);
         for (int64_t r = count; r < width; ++r) out[r] = 0.0f;
       }
-    }
   });
 }
 

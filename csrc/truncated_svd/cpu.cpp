@@ -14,7 +14,7 @@ namespace {
 constexpr int64_t panel = 768;  // rows packed at once, and summed in float32
 constexpr int64_t block = 128;  // rows of a result to a task, about: they stay packed in the second-level cache
 constexpr int64_t strip = 256;  // columns of the Gram matrix to a task
-constexpr int64_t narrow = 64;  // of those multiplied at a time: a multiple of every micro-kernel's nr
+constexpr int64_t narrow = 32;  // of those multiplied at a time: a multiple of every micro-kernel's nr
 
 int64_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 int64_t block_rows() { return block / OFA_SELECT(gemm).mr * OFA_SELECT(gemm).mr; }
@@ -51,8 +51,9 @@ class GramSum {
       const auto [i, first, last] = tasks_[number];
       float* product = scratch_.product.of(worker);
       for (int64_t j = first; j < last; j += narrow) {
-        const int64_t width = std::min(narrow, last - j),
-                      height = std::min({block_rows(), columns_ - i, j + width - i});
+        const int64_t width = std::min(narrow, last - j);
+        const int64_t above = ceil_div(j + width - i, gemm_.mr) * gemm_.mr;  // rows down to the diagonal
+        const int64_t height = std::min({block_rows(), columns_ - i, above});
         gemm_.multiply(left + i / gemm_.mr * left_panel, right + j / gemm_.nr * right_panel, height, width, depth,
                        product, narrow, false);
         gemm_.add_to_double(product, narrow, height, width, sums_ + i * columns_ + j, columns_);
