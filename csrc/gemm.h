@@ -25,8 +25,6 @@ struct GemmTable {
   // count elements of another dtype to or from floats
   void (*to_float)(const void* src, Dtype dtype, int64_t count, float* dst);
   void (*from_float)(const float* src, int64_t count, void* dst, Dtype dtype);
-  // sum[width] = the sum, in order, of `count` rows of `width` elements; row i lies at src + index[i] * width elements
-  void (*sum_rows)(const void* src, Dtype dtype, const int64_t* index, int64_t count, int64_t width, float* sum);
 };
 
 OFA_DECLARE_TABLE(GemmTable, gemm)

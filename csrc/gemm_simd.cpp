@@ -96,17 +96,9 @@ void from_float(const float* src, int64_t count, void* dst, Dtype dtype) {
   });
 }
 
-void sum_rows(const void* src, Dtype dtype, const int64_t* index, int64_t count, int64_t width, float* sum) {
-  with_dtype(dtype, [&](auto constant) {
-    for (int64_t d = 0; d < width; ++d) sum[d] = load_as_float(src, constant.value, index[0] * width + d);
-    for (int64_t i = 1; i < count; ++i)
-      for (int64_t d = 0; d < width; ++d) sum[d] += load_as_float(src, constant.value, index[i] * width + d);
-  });
-}
-
 }  // namespace
 
-extern const GemmTable gemm = {mr, nr, pack_rows, pack_columns, multiply, to_float, from_float, sum_rows};
+extern const GemmTable gemm = {mr, nr, pack_rows, pack_columns, multiply, to_float, from_float};
 
 }  // namespace OFA_ISA
 }  // namespace ofa

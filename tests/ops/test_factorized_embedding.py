@@ -86,7 +86,9 @@ def test_opcheck(name):
     tables = coordinates.detach(), basis.detach()
     with use(name):
         opcheck(torch.ops.ofa_fast.factorized_embedding.default, (ids, *tables))
-        opcheck(torch.ops.ofa_fast.factorized_embedding_backward.default, (torch.randn(9, 4), ids, *tables))
+        for sparse in (False, True):
+            arguments = torch.randn(9, 4), ids, *tables, 2, sparse, [True, True]
+            opcheck(torch.ops.ofa_fast.factorized_embedding_backward.default, arguments)
 
 
 @on_every_backend

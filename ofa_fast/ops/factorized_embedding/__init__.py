@@ -2,11 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
+from torch.autograd.function import once_differentiable
 
 from ofa_fast import _native
 from ofa_fast.ops._op import Op, workspace
 from ofa_fast.ops.factorized_embedding import reference
+
+_HUGE_PAGE = 1 << 21
+_LARGE = 1 << 25  # bytes from which malloc, too, asks the kernel for new pages every time
+
+
+def _zeros(shape, like):
+    """torch.zeros, except that pages of a large tensor which nobody touches cost nothing.
+
+    The kernel's new pages are zero as they are: writing zeros into them would take longer than all the rest.
+    """
+    size = math.prod(shape) * like.element_size()
+    if size < _LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return like.new_zeros(shape)
+    pages = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype, count=math.prod(shape)).view(shape)
 
 
 def _forward_native(ids, coordinates, basis):
@@ -20,79 +39,97 @@ def _forward_native(ids, coordinates, basis):
     return out
 
 
-def _backward_native(grad, ids, coordinates, basis):
+def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
     (n,), (r, d) = ids.shape, basis.shape
     threads = torch.get_num_threads()
-    coordinates = coordinates.contiguous()
-    grads = torch.zeros_like(coordinates), torch.empty_like(basis, memory_format=torch.contiguous_format)
-    scratch = workspace(_native.cpu.factorized_embedding_backward_workspace(n, r, d, threads), grad)
+    order, first, distinct = ids.new_empty(n), ids.new_empty(n + 1), ids.new_empty(n)
+    u = _native.cpu.factorized_embedding_group(ids.contiguous(), len(coordinates), padding_idx, order, first, distinct)
+    first, distinct = first[: u + 1], distinct[:u].clone()
+    grad_coordinates = grad_basis = grad.new_empty(0)
+    if needs[0]:
+        grad_coordinates = grad.new_empty(u, r) if sparse else _zeros(coordinates.shape, coordinates)
+    if needs[1]:
+        grad_basis = torch.empty_like(basis, memory_format=torch.contiguous_format)
+    scratch = workspace(_native.cpu.factorized_embedding_backward_workspace(u, r, d, threads), grad)
+    tables = coordinates.contiguous(), basis.contiguous()
     _native.cpu.factorized_embedding_backward(
-        grad.contiguous(), ids.contiguous(), coordinates, basis.contiguous(), *grads, scratch, threads
+        grad.contiguous(), order, first, distinct, *tables, grad_coordinates, grad_basis, scratch, threads
     )
-    return grads
+    return distinct if sparse else ids.new_empty(0), grad_coordinates, grad_basis
 
 
-def _checked(function):
-    def run(*args):
-        ids, coordinates = args[-3], args[-2]
-        out_of_range = (ids < 0) | (ids >= coordinates.shape[0])
-        if out_of_range.any():
-            at = int(out_of_range.nonzero()[0])
-            raise IndexError(f"input_ids must lie in [0, {coordinates.shape[0]}), got {int(ids[at])} at position {at}")
-        return function(*args)
+def _check_ids(ids, coordinates):
+    out_of_range = (ids < 0) | (ids >= len(coordinates))
+    if out_of_range.any():
+        at = int(out_of_range.nonzero()[0])
+        raise IndexError(f"input_ids must lie in [0, {len(coordinates)}), got {int(ids[at])} at position {at}")
 
-    return run
+
+def _forward_reference(ids, coordinates, basis):
+    _check_ids(ids, coordinates)
+    return reference.factorized_embedding(ids, coordinates, basis)
+
+
+def _backward_reference(grad, ids, coordinates, basis, padding_idx, sparse, needs):
+    _check_ids(ids, coordinates)
+    kept = ids != padding_idx
+    grad, ids = grad[kept], ids[kept]
+    grads = reference.backward(grad, ids, coordinates, basis)
+    distinct = ids.unique() if sparse else ids.new_empty(0)
+    if sparse:
+        grads = grads[0][distinct], grads[1]
+    return distinct, *(g if need else grad.new_empty(0) for g, need in zip(grads, needs, strict=True))
+
+
+def _backward_fake(grad, ids, coordinates, basis, padding_idx, sparse, needs):
+    u = torch.library.get_ctx().new_dynamic_size() if sparse else 0
+    rows = u if sparse else coordinates.shape[0]
+    shapes = (rows, coordinates.shape[1]), basis.shape
+    return ids.new_empty(u), *(grad.new_empty(s if need else 0) for s, need in zip(shapes, needs, strict=True))
 
 
 _forward = Op(
     "factorized_embedding(Tensor input_ids, Tensor coordinates, Tensor basis) -> Tensor",
     fake=lambda ids, coordinates, basis: coordinates.new_empty(ids.shape[0], basis.shape[1]),
-    backends={"cpu": _forward_native, "reference": _checked(reference.factorized_embedding)},
+    backends={"cpu": _forward_native, "reference": _forward_reference},
 )
+# Gradients of coordinates and basis, without padding_idx (-1: none); those that `needs` does not ask for are empty.
+# If sparse, the former has only the rows of the distinct ids, which are ascending and else empty.
 _backward = Op(
-    "factorized_embedding_backward(Tensor grad, Tensor input_ids, Tensor coordinates, Tensor basis) "
-    "-> (Tensor, Tensor)",
-    fake=lambda grad, ids, coordinates, basis: (
-        torch.empty_like(coordinates, memory_format=torch.contiguous_format),
-        torch.empty_like(basis, memory_format=torch.contiguous_format),
-    ),
-    backends={"cpu": _backward_native, "reference": _checked(reference.backward)},
+    "factorized_embedding_backward(Tensor grad, Tensor input_ids, Tensor coordinates, Tensor basis, int padding_idx, "
+    "bool sparse, bool[] needs) -> (Tensor distinct, Tensor grad_coordinates, Tensor grad_basis)",
+    fake=_backward_fake,
+    backends={"cpu": _backward_native, "reference": _backward_reference},
 )
 
 
 class _FactorizedEmbedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, ids, coordinates, basis):
+    def forward(ctx, ids, coordinates, basis, padding_idx, sparse, needs):
         ctx.save_for_backward(ids, coordinates, basis)
+        ctx.options = padding_idx, sparse, needs
         return _forward(ids, coordinates, basis)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
-        return None, *_backward(grad, *ctx.saved_tensors)
+        ids, coordinates, basis = ctx.saved_tensors
+        padding_idx, sparse, needs = ctx.options
+        distinct, grad_coordinates, grad_basis = _backward(grad, ids, coordinates, basis, padding_idx, sparse, needs)
+        if sparse and needs[0]:
+            grad_coordinates = torch.sparse_coo_tensor(
+                distinct[None], grad_coordinates, coordinates.shape, check_invariants=False, is_coalesced=True
+            )
+        return None, grad_coordinates if needs[0] else None, grad_basis if needs[1] else None, None, None, None
 
 
-def factorized_embedding(input_ids: torch.Tensor, coordinates: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
-    """Look up rows of the factorised table: ``coordinates[input_ids] @ basis``.
-
-    The table ``coordinates @ basis`` [V, D] is never formed.
-
-    Args:
-        input_ids: ids in [0, V), any shape, int64 or int32.
-        coordinates: [V, R], float32, bfloat16, float16 or float64.
-        basis: [R, D], of the same dtype.
-
-    Returns:
-        [..., D], of the tables' dtype, differentiable in ``coordinates`` (a dense gradient) and ``basis``.
-
-    Raises:
-        IndexError: an id lies outside [0, V). TypeError: a dtype. ValueError: a shape.
-
-    Products of float32, bfloat16 and float16 are summed in float32. The gradient is deterministic: gradients of equal
-    ids are summed in token order. Peak extra memory on the CPU: the packed basis, R * D floats, and 224 * (R + D)
-    floats per thread; for the backward pass 16 * R * D floats, 16 N bytes and 448 * (R + D) floats per thread.
-
-    Source: Liu et al. 2024 (arXiv 2311.08849), section 3.1: E = F P, with F the coordinates and P the basis.
-    """
+def factorized_embedding(
+    input_ids: torch.Tensor,
+    coordinates: torch.Tensor,
+    basis: torch.Tensor,
+    padding_idx: int | None = None,
+    sparse: bool = False,
+) -> torch.Tensor:
     if input_ids.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"input_ids must be int64 or int32, got {str(input_ids.dtype).removeprefix('torch.')}")
     if coordinates.dim() != 2 or basis.dim() != 2 or coordinates.shape[1] != basis.shape[0]:
@@ -104,5 +141,11 @@ def factorized_embedding(input_ids: torch.Tensor, coordinates: torch.Tensor, bas
         raise TypeError(
             f"coordinates and basis must share one floating-point dtype, got {coordinates.dtype} and {basis.dtype}"
         )
-    out = _FactorizedEmbedding.apply(input_ids.reshape(-1).long(), coordinates, basis)
+    v = coordinates.shape[0]
+    if padding_idx is not None and not -v <= padding_idx < v:
+        raise ValueError(f"padding_idx must lie in the table of {v} rows, got {padding_idx}")
+    padding_idx = -1 if padding_idx is None else padding_idx % v
+    needs = [torch.is_grad_enabled() and t.requires_grad for t in (coordinates, basis)]
+    ids = input_ids.reshape(-1).long()
+    out = _FactorizedEmbedding.apply(ids, coordinates, basis, padding_idx, sparse, needs)
     return out.view(*input_ids.shape, basis.shape[1])
