@@ -13,12 +13,19 @@
 namespace ofa::factorized_embedding {
 namespace {
 
-constexpr int64_t block = 224;  // rows of one product
-constexpr int64_t slice = 64;   // columns of the basis that are packed together, and those of a hot id's task
-constexpr int64_t span = 8;     // blocks whose summed gradients are held at a time
-constexpr int64_t few = 256;    // tokens that make a task worth its hand-out
+constexpr int64_t largest = 224;  // rows of one product
+constexpr int64_t slice = 64;     // columns of the basis that are packed together, and those of a hot id's task
+constexpr int64_t span = 2048;    // distinct ids whose summed gradients are held at a time
+constexpr int64_t few = 256;      // tokens that make a task worth its hand-out
 
 size_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+
+// Rows of one product where there are `rows` in all: enough products for a team. By sizes alone: sums are divided
+// alike for any number of threads.
+int64_t block_of(int64_t rows) {
+  const int64_t panels = 2 * OFA_SELECT(gemm).mr;
+  return std::clamp(ceil_div(ceil_div(rows, 16), panels) * panels, panels, largest);
+}
 
 // A stable radix sort, as `group` promises; `spare` holds at least as much as `order`. Returns how many tokens count.
 int64_t sort_tokens(const int64_t* ids, int64_t tokens, int64_t vocabulary, int64_t padding_idx, int64_t* order,
@@ -101,19 +108,22 @@ struct ForwardScratch {
         first(workspace, tokens + 1),
         distinct(workspace, tokens),
         source(workspace, tokens),
-        rows(workspace, packed_size(block, rank, OFA_SELECT(gemm).mr), threads),
-        product(workspace, block * width, threads),
+        rows(workspace, packed_size(block_of(tokens), rank, OFA_SELECT(gemm).mr), threads),
+        product(workspace, block_of(tokens) * width, threads),
         basis(workspace, width, rank) {}
 };
 
 struct BackwardScratch {
+  int64_t held, block;
   Workspace::Array<float> sums, packed_sums, rows, left, right, total;
   Basis basis;
   BackwardScratch(Workspace& workspace, int64_t distinct, int64_t rank, int64_t width, int threads)
-      : sums(workspace, std::min(distinct, span * block) * width),
+      : held(std::min(distinct, span)),
+        block(block_of(held)),
+        sums(workspace, held * width),
         packed_sums(workspace, packed_size(block, width, OFA_SELECT(gemm).mr), threads),
         rows(workspace, block * rank, threads),
-        left(workspace, packed_size(rank, block, OFA_SELECT(gemm).mr), std::min(span, ceil_div(distinct, block))),
+        left(workspace, packed_size(rank, block, OFA_SELECT(gemm).mr), ceil_div(held, block)),
         right(workspace, packed_size(slice, block, OFA_SELECT(gemm).nr), threads),
         total(workspace, rank * width),
         basis(workspace, rank, width) {}
@@ -168,13 +178,13 @@ void forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_tensor, 
   const int64_t distinct = group_ids(ids, tokens, vocabulary, -1, order, first, scratch.distinct.of(0));
   // A copy costs a tenth of a product. A row's product does not depend on the rows around it.
   const bool copy = distinct * 10 <= tokens * 9;
-  const int64_t rows = copy ? distinct : tokens;
+  const int64_t rows = copy ? distinct : tokens, block = block_of(rows);
 
   fault_in(out, tokens * row_bytes, threads, [](int64_t, int64_t) { return true; });
   scratch.basis.pack(gemm, basis, dtype, width, true, threads);
   parallel_for(ceil_div(rows, block), threads, [&](int64_t task, int worker) {
     const int64_t begin = task * block, count = std::min(block, rows - begin);
-    int64_t token[block], id[block];
+    int64_t token[largest], id[largest];
     for (int64_t r = 0; r < count; ++r) {
       token[r] = copy ? order[first[begin + r]] : begin + r;
       id[r] = ids[token[r]];
@@ -240,8 +250,8 @@ void backward(Tensor grad_out_tensor, Tensor order_tensor, Tensor first_tensor, 
   if (grad_basis) std::fill(total, total + rank * width, 0.0f);
 
   std::vector<Piece> pieces;
-  for (int64_t at = 0; at < distinct; at += span * block) {
-    const int64_t held = std::min(span * block, distinct - at), blocks = ceil_div(held, block);
+  for (int64_t at = 0; at < distinct; at += span) {
+    const int64_t held = std::min(span, distinct - at), block = scratch.block, blocks = ceil_div(held, block);
     divide(first, at, at + held, width, pieces);
     parallel_for(pieces.size(), threads, [&](int64_t task, int) {
       const Piece& piece = pieces[task];

@@ -25,10 +25,10 @@ void sum_all(const void* src, Dtype dtype, int64_t stride, const int64_t* order,
     constexpr Dtype type = constant.value;
     constexpr int64_t size = type == Dtype::f32 ? 4 : 2;
     const auto at = [&](int64_t i) { return static_cast<const char*>(src) + order[i] * stride * size; };
-    const int64_t last = first[segments] - 1;
+    const int64_t last = first[segments] - 1, ahead = columns < 512 ? 1024 / columns + 1 : 1;
     for (int64_t s = 0; s < segments; ++s, sums += stride)
       for (int64_t i = first[s]; i < first[s + 1]; ++i) {
-        const char* next = at(i < last ? i + 1 : last);
+        const char* next = at(i + ahead < last ? i + ahead : last);
         if (i == first[s])
           add_row<type, true>(at(i), next, columns, sums);
         else

@@ -28,6 +28,10 @@ def _zeros(shape, like):
     return torch.frombuffer(pages, dtype=like.dtype, count=math.prod(shape)).view(shape)
 
 
+def _sparse(distinct, rows, like):
+    return torch.sparse_coo_tensor(distinct[None], rows, like.shape, check_invariants=False, is_coalesced=True)
+
+
 def _forward_native(ids, coordinates, basis):
     (n,), (r, d) = ids.shape, basis.shape
     threads = torch.get_num_threads()
@@ -55,7 +59,9 @@ def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
     _native.cpu.factorized_embedding_backward(
         grad.contiguous(), order, first, distinct, *tables, grad_coordinates, grad_basis, scratch, threads
     )
-    return distinct if sparse else ids.new_empty(0), grad_coordinates, grad_basis
+    if sparse and needs[0]:
+        grad_coordinates = _sparse(distinct, grad_coordinates, coordinates)
+    return grad_coordinates, grad_basis
 
 
 def _check_ids(ids, coordinates):
@@ -74,18 +80,19 @@ def _backward_reference(grad, ids, coordinates, basis, padding_idx, sparse, need
     _check_ids(ids, coordinates)
     kept = ids != padding_idx
     grad, ids = grad[kept], ids[kept]
-    grads = reference.backward(grad, ids, coordinates, basis)
-    distinct = ids.unique() if sparse else ids.new_empty(0)
+    grad_coordinates, grad_basis = reference.backward(grad, ids, coordinates, basis)
     if sparse:
-        grads = grads[0][distinct], grads[1]
-    return distinct, *(g if need else grad.new_empty(0) for g, need in zip(grads, needs, strict=True))
+        distinct = ids.unique()
+        grad_coordinates = _sparse(distinct, grad_coordinates[distinct], coordinates)
+    return grad_coordinates if needs[0] else grad.new_empty(0), grad_basis if needs[1] else grad.new_empty(0)
 
 
 def _backward_fake(grad, ids, coordinates, basis, padding_idx, sparse, needs):
-    u = torch.library.get_ctx().new_dynamic_size() if sparse else 0
-    rows = u if sparse else coordinates.shape[0]
-    shapes = (rows, coordinates.shape[1]), basis.shape
-    return ids.new_empty(u), *(grad.new_empty(s if need else 0) for s, need in zip(shapes, needs, strict=True))
+    grads = [grad.new_empty(t.shape if need else 0) for t, need in zip((coordinates, basis), needs, strict=True)]
+    if sparse and needs[0]:
+        n = ids.shape[0]  # at most, but torch finds no symbolic sizes within sparse tensors
+        grads[0] = _sparse(ids.new_empty(n), grad.new_empty(n, coordinates.shape[1]), coordinates)
+    return tuple(grads)
 
 
 _forward = Op(
@@ -93,11 +100,11 @@ _forward = Op(
     fake=lambda ids, coordinates, basis: coordinates.new_empty(ids.shape[0], basis.shape[1]),
     backends={"cpu": _forward_native, "reference": _forward_reference},
 )
-# Gradients of coordinates and basis, without padding_idx (-1: none); those that `needs` does not ask for are empty.
-# If sparse, the former has only the rows of the distinct ids, which are ascending and else empty.
+# Gradients of coordinates, if sparse a coalesced sparse_coo tensor, and of basis, without what padding_idx (-1: none)
+# adds to them; those that `needs` does not ask for are empty.
 _backward = Op(
     "factorized_embedding_backward(Tensor grad, Tensor input_ids, Tensor coordinates, Tensor basis, int padding_idx, "
-    "bool sparse, bool[] needs) -> (Tensor distinct, Tensor grad_coordinates, Tensor grad_basis)",
+    "bool sparse, bool[] needs) -> (Tensor grad_coordinates, Tensor grad_basis)",
     fake=_backward_fake,
     backends={"cpu": _backward_native, "reference": _backward_reference},
 )
@@ -113,14 +120,8 @@ class _FactorizedEmbedding(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        ids, coordinates, basis = ctx.saved_tensors
-        padding_idx, sparse, needs = ctx.options
-        distinct, grad_coordinates, grad_basis = _backward(grad, ids, coordinates, basis, padding_idx, sparse, needs)
-        if sparse and needs[0]:
-            grad_coordinates = torch.sparse_coo_tensor(
-                distinct[None], grad_coordinates, coordinates.shape, check_invariants=False, is_coalesced=True
-            )
-        return None, grad_coordinates if needs[0] else None, grad_basis if needs[1] else None, None, None, None
+        grads = _backward(grad, *ctx.saved_tensors, *ctx.options)
+        return None, *(g if need else None for g, need in zip(grads, ctx.options[-1], strict=True)), None, None, None
 
 
 def factorized_embedding(
@@ -147,5 +148,8 @@ def factorized_embedding(
     padding_idx = -1 if padding_idx is None else padding_idx % v
     needs = [torch.is_grad_enabled() and t.requires_grad for t in (coordinates, basis)]
     ids = input_ids.reshape(-1).long()
-    out = _FactorizedEmbedding.apply(ids, coordinates, basis, padding_idx, sparse, needs)
+    if any(needs):
+        out = _FactorizedEmbedding.apply(ids, coordinates, basis, padding_idx, sparse, needs)
+    else:
+        out = _forward(ids, coordinates, basis)
     return out.view(*input_ids.shape, basis.shape[1])
