@@ -15,6 +15,7 @@ namespace {
 
 constexpr int64_t largest = 224;  // rows of one product
 constexpr int64_t slice = 64;     // columns of the basis that are packed together, and those of a hot id's task
+constexpr int64_t deep = 256;     // distinct ids that the basis' gradient sums over in one product
 constexpr int64_t span = 2048;    // distinct ids whose summed gradients are held at a time
 constexpr int64_t few = 256;      // tokens that make a task worth its hand-out
 
@@ -122,9 +123,9 @@ struct BackwardScratch {
         block(block_of(held)),
         sums(workspace, held * width),
         packed_sums(workspace, packed_size(block, width, OFA_SELECT(gemm).mr), threads),
-        rows(workspace, block * rank, threads),
-        left(workspace, packed_size(rank, block, OFA_SELECT(gemm).mr), ceil_div(held, block)),
-        right(workspace, packed_size(slice, block, OFA_SELECT(gemm).nr), threads),
+        rows(workspace, std::max(block, deep) * rank, threads),
+        left(workspace, packed_size(rank, deep, OFA_SELECT(gemm).mr), ceil_div(held, deep)),
+        right(workspace, packed_size(slice, deep, OFA_SELECT(gemm).nr), threads),
         total(workspace, rank * width),
         basis(workspace, rank, width) {}
 };
@@ -260,37 +261,36 @@ void backward(Tensor grad_out_tensor, Tensor order_tensor, Tensor first_tensor, 
                    sums + (piece.begin - at) * width + piece.column);
     });
 
-    // The gradients of these coordinates, and these coordinates as the left operand of the basis' gradient
-    parallel_for(blocks, threads, [&](int64_t b, int worker) {
-      const int64_t begin = b * block, count = std::min(block, held - begin);
+    // These coordinates as the left operand of the basis' gradient; then their own gradients
+    const int64_t lefts = grad_basis ? ceil_div(held, deep) : 0;
+    parallel_for(lefts + (grad_coordinates ? blocks : 0), threads, [&](int64_t task, int worker) {
       float* rows = scratch.rows.of(worker);
-      if (grad_coordinates) {
-        gemm.pack_rows(sums + begin * width, Dtype::f32, width, nullptr, count, width, gemm.mr,
-                       scratch.packed_sums.of(worker));
-        scratch.basis.multiply(gemm, scratch.packed_sums.of(worker), count, rows);
-        for (int64_t r = 0; r < count; ++r) {
-          const int64_t row = dense ? id[at + begin + r] : at + begin + r;
-          gemm.from_float(rows + r * rank, rank, grad_coordinates + row * row_bytes, dtype);
-        }
-      }
-      if (grad_basis) {
+      if (task < lefts) {
+        const int64_t begin = task * deep, count = std::min(deep, held - begin);
         for (int64_t r = 0; r < count; ++r)
           gemm.to_float(coordinates + id[at + begin + r] * row_bytes, dtype, rank, rows + r * rank);
-        gemm.pack_columns(rows, Dtype::f32, rank, rank, count, gemm.mr, scratch.left.of(b));
+        gemm.pack_columns(rows, Dtype::f32, rank, rank, count, gemm.mr, scratch.left.of(task));
+        return;
+      }
+      const int64_t begin = (task - lefts) * block, count = std::min(block, held - begin);
+      gemm.pack_rows(sums + begin * width, Dtype::f32, width, nullptr, count, width, gemm.mr,
+                     scratch.packed_sums.of(worker));
+      scratch.basis.multiply(gemm, scratch.packed_sums.of(worker), count, rows);
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t row = dense ? id[at + begin + r] : at + begin + r;
+        gemm.from_float(rows + r * rank, rank, grad_coordinates + row * row_bytes, dtype);
       }
     });
 
-    if (grad_basis)
-      parallel_for(ceil_div(width, slice), threads, [&](int64_t s, int worker) {
-        const int64_t column = s * slice, columns = std::min(slice, width - column);
-        for (int64_t b = 0; b < blocks; ++b) {
-          const int64_t begin = b * block, count = std::min(block, held - begin);
-          gemm.pack_columns(sums + begin * width + column, Dtype::f32, width, columns, count, gemm.nr,
-                            scratch.right.of(worker));
-          gemm.multiply(scratch.left.of(b), scratch.right.of(worker), rank, columns, count, total + column, width,
-                        true);
-        }
-      });
+    parallel_for(lefts ? ceil_div(width, slice) : 0, threads, [&](int64_t s, int worker) {
+      const int64_t column = s * slice, columns = std::min(slice, width - column);
+      for (int64_t l = 0; l < lefts; ++l) {
+        const int64_t begin = l * deep, count = std::min(deep, held - begin);
+        gemm.pack_columns(sums + begin * width + column, Dtype::f32, width, columns, count, gemm.nr,
+                          scratch.right.of(worker));
+        gemm.multiply(scratch.left.of(l), scratch.right.of(worker), rank, columns, count, total + column, width, true);
+      }
+    });
   }
   if (grad_basis && dtype != Dtype::f32) gemm.from_float(total, rank * width, grad_basis, dtype);
 }
