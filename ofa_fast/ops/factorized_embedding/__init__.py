@@ -144,7 +144,7 @@ def factorized_embedding(
             ``torch.optim.SparseAdam``, ``SGD`` and ``Adagrad``: it takes no time or memory for the other rows.
 
     Returns:
-        [..., D], of the tables' dtype, differentiable once in ``coordinates`` and ``basis``; a frozen one costs nothing.
+        [..., D], of the tables' dtype, differentiable once in ``coordinates`` and ``basis``; frozen ones cost nothing.
 
     Raises:
         IndexError: an id lies outside [0, V). TypeError: a dtype. ValueError: a shape or ``padding_idx``.
@@ -154,8 +154,8 @@ def factorized_embedding(
 
     Each distinct id is multiplied once. Peak extra memory on the CPU, for N ids, besides what is returned: 32 N bytes,
     R D floats, and 224 (R + D) floats per thread; in the backward pass 24 N bytes, 2 R D floats, at most 2048 (R + D)
-    floats for all and 256 R + 224 D floats per thread. A dense gradient of ``coordinates`` of 32 MiB or more takes, until
-    it is written to, memory only around the rows of ids that occur; its storage cannot be resized.
+    floats for all and 256 R + 224 D floats per thread. A dense gradient of ``coordinates`` of 32 MiB or more takes,
+    until it is written to, memory only around the rows of ids that occur; its storage cannot be resized.
 
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.1: E = F P, with F the coordinates and P the basis.
     """
