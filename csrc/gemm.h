@@ -34,8 +34,6 @@ struct GemmTable {
   // to[rows, columns] += from, a block of the same shape
   void (*add_to_double)(const float* from, int64_t from_stride, int64_t rows, int64_t columns, double* to,
                         int64_t to_stride);
-  // sum[width] = the sum, in order, of `count` rows of `width` elements; row i lies at src + index[i] * width elements
-  void (*sum_rows)(const void* src, Dtype dtype, const int64_t* index, int64_t count, int64_t width, float* sum);
 };
 
 OFA_DECLARE_TABLE(GemmTable, gemm)

@@ -26,18 +26,10 @@ void add_to_double(const float* from, int64_t from_stride, int64_t rows, int64_t
     for (int64_t j = 0; j < columns; ++j) to[i * to_stride + j] += from[i * from_stride + j];
 }
 
-void sum_rows(const void* src, Dtype dtype, const int64_t* index, int64_t count, int64_t width, float* sum) {
-  with_dtype(dtype, [&](auto constant) {
-    for (int64_t d = 0; d < width; ++d) sum[d] = load_as_float(src, constant.value, index[0] * width + d);
-    for (int64_t i = 1; i < count; ++i)
-      for (int64_t d = 0; d < width; ++d) sum[d] += load_as_float(src, constant.value, index[i] * width + d);
-  });
-}
-
 }  // namespace
 
-extern const GemmTable gemm = {mr,       nr,       panel_size, pack_rows,     pack_columns, pack_both,
-                               multiply, to_float, from_float, add_to_double, sum_rows};
+extern const GemmTable gemm = {mr,        nr,       panel_size, pack_rows,  pack_columns,
+                               pack_both, multiply, to_float,   from_float, add_to_double};
 
 }  // namespace OFA_ISA
 }  // namespace ofa

@@ -13,26 +13,14 @@ from torch import nn
 from ofa_fast.ops import factorized_cross_entropy, factorized_embedding, truncated_svd
 
 
-class _StopGradient(torch.autograd.Function):
-    """The identity, whose gradient is zero in the rows where ``stop`` is true."""
-
-    @staticmethod
-    def forward(ctx, rows, stop):
-        ctx.save_for_backward(stop)
-        ctx.mark_dirty(rows)  # a view of rows would refuse later in-place operations
-        return rows
-
-    @staticmethod
-    def backward(ctx, grad):
-        return grad.masked_fill(ctx.saved_tensors[0].unsqueeze(-1), 0), None
-
-
 class FactorizedEmbedding(nn.Module):
     """Drop-in for ``nn.Embedding`` whose table is ``coordinates @ basis``, never formed in training.
 
     Args:
         num_embeddings, rank, embedding_dim: V, R and D.
         padding_idx: as in ``nn.Embedding``: lookups of this id give its row but no gradient, and it starts at zero.
+        sparse: as in ``nn.Embedding``: the gradient of ``coordinates`` is sparse, that of ``basis`` is not. With a tied
+            ``FactorizedHead``, whose gradient is dense, the sum of both is dense.
 
     Ids of any shape [...], int64 or int32, give [..., D]. Errors and memory are those of
     ``ofa_fast.ops.factorized_embedding``. ``weight`` computes the dense table [V, D] whenever it is read.
@@ -44,6 +32,7 @@ class FactorizedEmbedding(nn.Module):
         rank: int,
         embedding_dim: int,
         padding_idx: int | None = None,
+        sparse: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -55,6 +44,7 @@ class FactorizedEmbedding(nn.Module):
             raise ValueError(f"padding_idx must lie in the table of {num_embeddings} rows, got {padding_idx}")
         self.num_embeddings, self.rank, self.embedding_dim = num_embeddings, rank, embedding_dim
         self.padding_idx = padding_idx if padding_idx is None else padding_idx % num_embeddings
+        self.sparse = sparse
         self.coordinates = nn.Parameter(torch.empty(num_embeddings, rank, device=device, dtype=dtype))
         self.basis = nn.Parameter(torch.empty(rank, embedding_dim, device=device, dtype=dtype))
         self.reset_parameters()
@@ -67,14 +57,16 @@ class FactorizedEmbedding(nn.Module):
             nn.init.zeros_(self.coordinates[self.padding_idx].detach())
 
     @classmethod
-    def from_dense(cls, table: torch.Tensor, rank: int, padding_idx: int | None = None) -> FactorizedEmbedding:
+    def from_dense(
+        cls, table: torch.Tensor, rank: int, padding_idx: int | None = None, sparse: bool = False
+    ) -> FactorizedEmbedding:
         """The best embedding of this rank for a dense ``table`` [V, D]: U and diag(S) Vh of its truncated SVD.
 
         Its table is within the smallest possible Frobenius distance of ``table``, and equals it at rank = D.
         Errors and memory are those of ``ofa_fast.ops.truncated_svd``.
         """
         u, s, vh = truncated_svd(table.detach(), rank)
-        embedding = cls(*u.shape, table.shape[1], padding_idx=padding_idx, device="meta")
+        embedding = cls(*u.shape, table.shape[1], padding_idx, sparse, device="meta")
         embedding.coordinates, embedding.basis = nn.Parameter(u), nn.Parameter(s[:, None] * vh)
         return embedding
 
@@ -84,17 +76,17 @@ class FactorizedEmbedding(nn.Module):
 
     def materialize(self) -> nn.Embedding:
         """The dense ``nn.Embedding`` with the same table, for inference without this package: V * D new elements."""
-        return nn.Embedding.from_pretrained(self.weight.detach(), freeze=False, padding_idx=self.padding_idx)
+        return nn.Embedding.from_pretrained(
+            self.weight.detach(), freeze=False, padding_idx=self.padding_idx, sparse=self.sparse
+        )
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
-        rows = factorized_embedding(input_ids, self.coordinates, self.basis)
-        if self.padding_idx is not None and torch.is_grad_enabled():
-            rows = _StopGradient.apply(rows, input_ids == self.padding_idx)
-        return rows
+        return factorized_embedding(input_ids, self.coordinates, self.basis, self.padding_idx, self.sparse)
 
     def extra_repr(self) -> str:
         padding = "" if self.padding_idx is None else f", padding_idx={self.padding_idx}"
-        return f"{self.num_embeddings}, {self.embedding_dim}, rank={self.rank}{padding}"
+        sparse = ", sparse=True" if self.sparse else ""
+        return f"{self.num_embeddings}, {self.embedding_dim}, rank={self.rank}{padding}{sparse}"
 
 
 class FactorizedHead(nn.Module):

@@ -1,62 +1,163 @@
 #include <algorithm>
 #include <cstring>
+#include <string>
+#include <vector>
 
 #include "factorized_embedding/factorized_embedding.h"
+#include "factorized_embedding/kernels.h"
 #include "gemm.h"
+#include "huge_pages.h"
 #include "parallel.h"
 #include "workspace.h"
 
 namespace ofa::factorized_embedding {
 namespace {
 
-constexpr int64_t block = 224;  // rows of one task: a multiple of every micro-kernel's mr
-constexpr int64_t chunks = 16;  // partial sums of the basis gradient: fixed, so that threads do not change the result
+constexpr int64_t largest = 224;  // rows of one product
+constexpr int64_t slice = 64;     // columns of the basis that are packed together, and those of a hot id's task
+constexpr int64_t deep = 256;     // distinct ids that the basis' gradient sums over in one product
+constexpr int64_t span = 2048;    // distinct ids whose summed gradients are held at a time
+constexpr int64_t few = 256;      // tokens that make a task worth its hand-out
 
-void check_ids(const int64_t* ids, int64_t tokens, int64_t vocabulary) {
+size_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+
+// Rows of one product where there are `rows` in all: enough products for a team. By sizes alone: sums are divided
+// alike for any number of threads.
+int64_t block_of(int64_t rows) {
+  const int64_t panels = 2 * OFA_SELECT(gemm).mr;
+  return std::clamp(ceil_div(ceil_div(rows, 16), panels) * panels, panels, largest);
+}
+
+// A stable radix sort, as `group` promises; `spare` holds at least as much as `order`. Returns how many tokens count.
+int64_t sort_tokens(const int64_t* ids, int64_t tokens, int64_t vocabulary, int64_t padding_idx, int64_t* order,
+                    int64_t* spare) {
+  int bits = 1;
+  while (bits < 63 && vocabulary > int64_t{1} << bits) ++bits;
+  const int passes = (bits + 10) / 11, digit = (bits + passes - 1) / passes;
+  const int64_t mask = (int64_t{1} << digit) - 1;
+  int64_t count = tokens;
+  for (int pass = 0; pass < passes; ++pass) {
+    int64_t* to = (passes - pass) % 2 ? order : spare;
+    const int64_t* from = to == order ? spare : order;
+    const auto token = [&](int64_t i) { return pass ? from[i] : i; };
+    int64_t begin[(1 << 11) + 1] = {};
+    for (int64_t i = 0; i < count; ++i)
+      if (ids[token(i)] != padding_idx) ++begin[(ids[token(i)] >> pass * digit & mask) + 1];
+    for (int64_t d = 0; d <= mask; ++d) begin[d + 1] += begin[d];
+    const int64_t kept = begin[mask + 1];
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t t = token(i), id = ids[t];
+      if (id != padding_idx) to[begin[id >> pass * digit & mask]++] = t;
+    }
+    count = kept;
+  }
+  return count;
+}
+
+int64_t group_ids(const int64_t* ids, int64_t tokens, int64_t vocabulary, int64_t padding_idx, int64_t* order,
+                  int64_t* first, int64_t* distinct) {
   for (int64_t t = 0; t < tokens; ++t)
     if (ids[t] < 0 || ids[t] >= vocabulary)
       throw std::out_of_range("input_ids must lie in [0, " + std::to_string(vocabulary) + "), got " +
                               std::to_string(ids[t]) + " at position " + std::to_string(t));
+  const int64_t count = sort_tokens(ids, tokens, vocabulary, padding_idx, order, distinct);
+  int64_t found = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t id = ids[order[i]];
+    if (found && id == distinct[found - 1]) continue;
+    first[found] = i;
+    distinct[found++] = id;
+  }
+  first[found] = count;
+  return found;
 }
 
-size_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+// The basis as the right operand, in slices that are packed in parallel: as columns, or as rows for its transpose.
+struct Basis {
+  int64_t rows, depth;
+  Workspace::Array<float> packed;
+
+  Basis(Workspace& workspace, int64_t rows, int64_t depth)
+      : rows(rows),
+        depth(depth),
+        packed(workspace, packed_size(slice, depth, OFA_SELECT(gemm).nr), ceil_div(rows, slice)) {}
+
+  void pack(const GemmTable& gemm, const void* basis, Dtype dtype, int64_t width, bool columns, int threads) const {
+    parallel_for(ceil_div(rows, slice), threads, [&](int64_t s, int) {
+      const int64_t count = std::min(slice, rows - s * slice);
+      const char* from = static_cast<const char*>(basis) + s * slice * (columns ? 1 : width) * item_size(dtype);
+      if (columns)
+        gemm.pack_columns(from, dtype, width, count, depth, gemm.nr, packed.of(s));
+      else
+        gemm.pack_rows(from, dtype, width, nullptr, count, depth, gemm.nr, packed.of(s));
+    });
+  }
+
+  // product[m, rows] = left basisT
+  void multiply(const GemmTable& gemm, const float* left, int64_t m, float* product) const {
+    for (int64_t s = 0; s * slice < rows; ++s)
+      gemm.multiply(left, packed.of(s), m, std::min(slice, rows - s * slice), depth, product + s * slice, rows, false);
+  }
+};
 
 struct ForwardScratch {
-  Workspace::Array<float> basis, rows, product;
-  ForwardScratch(Workspace& workspace, int64_t rank, int64_t width, int threads)
-      : basis(workspace, packed_size(width, rank, OFA_SELECT(gemm).nr)),
-        rows(workspace, packed_size(block, rank, OFA_SELECT(gemm).mr), threads),
-        product(workspace, block * width, threads) {}
+  Workspace::Array<int64_t> order, first, distinct, source;
+  Workspace::Array<float> rows, product;
+  Basis basis;
+  ForwardScratch(Workspace& workspace, int64_t tokens, int64_t rank, int64_t width, int threads)
+      : order(workspace, tokens),
+        first(workspace, tokens + 1),
+        distinct(workspace, tokens),
+        source(workspace, tokens),
+        rows(workspace, packed_size(block_of(tokens), rank, OFA_SELECT(gemm).mr), threads),
+        product(workspace, block_of(tokens) * width, threads),
+        basis(workspace, width, rank) {}
 };
 
 struct BackwardScratch {
-  Workspace::Array<int64_t> order, first;  // tokens sorted by id; where each distinct id begins
-  Workspace::Array<float> basis, sums, packed_sums, rows, packed_rows, partial;
-  BackwardScratch(Workspace& workspace, int64_t tokens, int64_t rank, int64_t width, int threads)
-      : order(workspace, tokens),
-        first(workspace, tokens + 1),
-        basis(workspace, packed_size(rank, width, OFA_SELECT(gemm).nr)),
-        sums(workspace, block * width, threads),
-        packed_sums(
-            workspace,
-            std::max(packed_size(block, width, OFA_SELECT(gemm).mr), packed_size(width, block, OFA_SELECT(gemm).nr)),
-            threads),
-        rows(workspace, block * rank, threads),
-        packed_rows(workspace, packed_size(rank, block, OFA_SELECT(gemm).mr), threads),
-        partial(workspace, chunks * rank * width) {}
+  int64_t held, block;
+  Workspace::Array<float> sums, packed_sums, rows, left, right, total;
+  Basis basis;
+  BackwardScratch(Workspace& workspace, int64_t distinct, int64_t rank, int64_t width, int threads)
+      : held(std::min(distinct, span)),
+        block(block_of(held)),
+        sums(workspace, held * width),
+        packed_sums(workspace, packed_size(block, width, OFA_SELECT(gemm).mr), threads),
+        rows(workspace, std::max(block, deep) * rank, threads),
+        left(workspace, packed_size(rank, deep, OFA_SELECT(gemm).mr), ceil_div(held, deep)),
+        right(workspace, packed_size(slice, deep, OFA_SELECT(gemm).nr), threads),
+        total(workspace, rank * width),
+        basis(workspace, rank, width) {}
 };
+
+// The sums of distinct ids [begin, end), or `columns` of them.
+struct Piece {
+  int64_t begin, end, column, columns;
+};
+
+// About `few` tokens each. An id can have any number of them; its sum is divided by columns, which leaves their order.
+void divide(const int64_t* first, int64_t begin, int64_t end, int64_t width, std::vector<Piece>& pieces) {
+  pieces.clear();
+  for (int64_t u = begin, from = begin; u < end; ++u) {
+    const int64_t tokens = first[u + 1] - first[from];
+    if (tokens < few && u + 1 < end) continue;
+    const int64_t columns = tokens < 2 * few ? width : slice;
+    for (int64_t c = 0; c < width; c += columns) pieces.push_back({from, u + 1, c, std::min(columns, width - c)});
+    from = u + 1;
+  }
+}
 
 }  // namespace
 
-int64_t forward_workspace(int64_t, int64_t rank, int64_t width, int threads) {
+int64_t forward_workspace(int64_t tokens, int64_t rank, int64_t width, int threads) {
   Workspace measure;
-  ForwardScratch(measure, rank, width, threads);
+  ForwardScratch(measure, tokens, rank, width, threads);
   return measure.bytes();
 }
 
-int64_t backward_workspace(int64_t tokens, int64_t rank, int64_t width, int threads) {
+int64_t backward_workspace(int64_t distinct, int64_t rank, int64_t width, int threads) {
   Workspace measure;
-  BackwardScratch(measure, tokens, rank, width, threads);
+  BackwardScratch(measure, distinct, rank, width, threads);
   return measure.bytes();
 }
 
@@ -69,80 +170,129 @@ void forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_tensor, 
   const void* coordinates = coordinates_tensor.data("coordinates", {vocabulary, rank});
   const void* basis = basis_tensor.data("basis", {rank, width});
   char* out = static_cast<char*>(out_tensor.data("out", {tokens, width}));
-  check_ids(ids, tokens, vocabulary);
+  const int64_t row_bytes = width * item_size(dtype);
 
   const GemmTable& gemm = OFA_SELECT(gemm);
   Workspace memory(workspace);
-  ForwardScratch scratch(memory, rank, width, threads);
-  gemm.pack_columns(basis, dtype, width, width, rank, gemm.nr, scratch.basis.of(0));
-  parallel_for(ceil_div(tokens, block), threads, [&](int64_t task, int worker) {
-    const int64_t begin = task * block, rows = std::min(block, tokens - begin);
-    char* target = out + begin * width * item_size(dtype);
-    gemm.pack_rows(coordinates, dtype, rank, ids + begin, rows, rank, gemm.mr, scratch.rows.of(worker));
-    float* product = dtype == Dtype::f32 ? reinterpret_cast<float*>(target) : scratch.product.of(worker);
-    gemm.multiply(scratch.rows.of(worker), scratch.basis.of(0), rows, width, rank, product, width, false);
-    if (dtype != Dtype::f32) gemm.from_float(product, rows * width, target, dtype);
+  ForwardScratch scratch(memory, tokens, rank, width, threads);
+  int64_t *order = scratch.order.of(0), *first = scratch.first.of(0), *source = scratch.source.of(0);
+  const int64_t distinct = group_ids(ids, tokens, vocabulary, -1, order, first, scratch.distinct.of(0));
+  // A copy costs a tenth of a product. A row's product does not depend on the rows around it.
+  const bool copy = distinct * 10 <= tokens * 9;
+  const int64_t rows = copy ? distinct : tokens, block = block_of(rows);
+
+  fault_in(out, tokens * row_bytes, threads, [](int64_t, int64_t) { return true; });
+  scratch.basis.pack(gemm, basis, dtype, width, true, threads);
+  parallel_for(ceil_div(rows, block), threads, [&](int64_t task, int worker) {
+    const int64_t begin = task * block, count = std::min(block, rows - begin);
+    int64_t token[largest], id[largest];
+    for (int64_t r = 0; r < count; ++r) {
+      token[r] = copy ? order[first[begin + r]] : begin + r;
+      id[r] = ids[token[r]];
+    }
+    gemm.pack_rows(coordinates, dtype, rank, id, count, rank, gemm.mr, scratch.rows.of(worker));
+    const bool in_place = !copy && dtype == Dtype::f32;
+    float* product = in_place ? reinterpret_cast<float*>(out + begin * row_bytes) : scratch.product.of(worker);
+    scratch.basis.multiply(gemm, scratch.rows.of(worker), count, product);
+    for (int64_t r = 0; r < count && !in_place; ++r)
+      gemm.from_float(product + r * width, width, out + token[r] * row_bytes, dtype);
+    for (int64_t r = 0; r < count && copy; ++r)
+      for (int64_t i = first[begin + r]; i < first[begin + r + 1]; ++i) source[order[i]] = token[r];
   });
+  // In the order of tokens and not of ids: however often an id occurs, its copies are everybody's work.
+  if (copy)
+    parallel_for(ceil_div(tokens, slice), threads, [&](int64_t task, int) {
+      for (int64_t t = task * slice; t < std::min(tokens, (task + 1) * slice); ++t)
+        if (source[t] != t) std::memcpy(out + t * row_bytes, out + source[t] * row_bytes, row_bytes);
+    });
 }
 
-void backward(Tensor grad_out_tensor, Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_tensor,
-              Tensor grad_coordinates_tensor, Tensor grad_basis_tensor, Tensor workspace, int threads) {
-  const int64_t tokens = ids_tensor.numel(), vocabulary = coordinates_tensor.size(0), rank = basis_tensor.size(0),
-                width = basis_tensor.size(1);
+int64_t group(Tensor ids, int64_t vocabulary, int64_t padding_idx, Tensor order, Tensor first, Tensor distinct) {
+  const int64_t tokens = ids.numel();
+  return group_ids(ids.data<int64_t>("input_ids", {tokens}), tokens, vocabulary, padding_idx,
+                   order.data<int64_t>("order", {tokens}), first.data<int64_t>("first", {tokens + 1}),
+                   distinct.data<int64_t>("distinct", {tokens}));
+}
+
+void backward(Tensor grad_out_tensor, Tensor order_tensor, Tensor first_tensor, Tensor distinct_tensor,
+              Tensor coordinates_tensor, Tensor basis_tensor, Tensor grad_coordinates_tensor, Tensor grad_basis_tensor,
+              Tensor workspace, int threads) {
+  const int64_t distinct = distinct_tensor.numel(), vocabulary = coordinates_tensor.size(0),
+                rank = basis_tensor.size(0), width = basis_tensor.size(1);
   const Dtype dtype = coordinates_tensor.dtype();
-  const char* grad_out = static_cast<const char*>(grad_out_tensor.data("grad_out", {tokens, width}));
-  const int64_t* ids = ids_tensor.data<int64_t>("input_ids", {tokens});
-  const void* coordinates = coordinates_tensor.data("coordinates", {vocabulary, rank});
+  const void* grad_out = grad_out_tensor.data("grad_out", {grad_out_tensor.size(0), width});
+  const int64_t* order = order_tensor.data<int64_t>("order", {order_tensor.numel()});
+  const int64_t* first = first_tensor.data<int64_t>("first", {distinct + 1});
+  const int64_t* id = distinct_tensor.data<int64_t>("distinct", {distinct});
+  const char* coordinates = static_cast<const char*>(coordinates_tensor.data("coordinates", {vocabulary, rank}));
   const void* basis = basis_tensor.data("basis", {rank, width});
-  char* grad_coordinates = static_cast<char*>(grad_coordinates_tensor.data("grad_coordinates", {vocabulary, rank}));
-  void* grad_basis = grad_basis_tensor.data("grad_basis", {rank, width});
-  check_ids(ids, tokens, vocabulary);
+  const int64_t row_bytes = rank * item_size(dtype);
+
+  char* grad_coordinates = nullptr;
+  const bool dense = grad_coordinates_tensor.size(0) == vocabulary;  // [U, R] is the same where U = V
+  if (grad_coordinates_tensor.numel()) {
+    grad_coordinates =
+        static_cast<char*>(grad_coordinates_tensor.data("grad_coordinates", {dense ? vocabulary : distinct, rank}));
+    if (dense)
+      fault_in(grad_coordinates, vocabulary * row_bytes, threads, [&](int64_t begin, int64_t end) {
+        const int64_t* next = std::lower_bound(id, id + distinct, begin / row_bytes);
+        return next < id + distinct && *next * row_bytes < end;
+      });
+  }
+  void* grad_basis = grad_basis_tensor.numel() ? grad_basis_tensor.data("grad_basis", {rank, width}) : nullptr;
 
   const GemmTable& gemm = OFA_SELECT(gemm);
+  const SumSegments sum_segments = OFA_SELECT(sum_segments);
   Workspace memory(workspace);
-  BackwardScratch scratch(memory, tokens, rank, width, threads);
+  BackwardScratch scratch(memory, distinct, rank, width, threads);
+  float* sums = scratch.sums.of(0);
+  float* total = dtype == Dtype::f32 && grad_basis ? static_cast<float*>(grad_basis) : scratch.total.of(0);
+  if (grad_coordinates) scratch.basis.pack(gemm, basis, dtype, width, false, threads);
+  if (grad_basis) std::fill(total, total + rank * width, 0.0f);
 
-  int64_t *order = scratch.order.of(0), *first = scratch.first.of(0), distinct = 0;
-  for (int64_t t = 0; t < tokens; ++t) order[t] = t;
-  std::sort(order, order + tokens, [&](int64_t a, int64_t b) { return ids[a] != ids[b] ? ids[a] < ids[b] : a < b; });
-  for (int64_t t = 0; t < tokens; ++t)
-    if (t == 0 || ids[order[t]] != ids[order[t - 1]]) first[distinct++] = t;
-  first[distinct] = tokens;
+  std::vector<Piece> pieces;
+  for (int64_t at = 0; at < distinct; at += span) {
+    const int64_t held = std::min(span, distinct - at), block = scratch.block, blocks = ceil_div(held, block);
+    divide(first, at, at + held, width, pieces);
+    parallel_for(pieces.size(), threads, [&](int64_t task, int) {
+      const Piece& piece = pieces[task];
+      sum_segments(static_cast<const char*>(grad_out) + piece.column * item_size(dtype), dtype, width, order,
+                   first + piece.begin, piece.end - piece.begin, piece.columns,
+                   sums + (piece.begin - at) * width + piece.column);
+    });
 
-  gemm.pack_rows(basis, dtype, width, nullptr, rank, width, gemm.nr, scratch.basis.of(0));
-  float* partial = scratch.partial.of(0);
-  std::memset(partial, 0, sizeof(float) * chunks * rank * width);
-  const int64_t blocks = ceil_div(distinct, block);
-  parallel_for(std::min(chunks, blocks), threads, [&](int64_t chunk, int worker) {
-    float* sums = scratch.sums.of(worker);
-    float* grad_rows = scratch.rows.of(worker);
-    int64_t ids_of_block[block];
-    for (int64_t b = chunk; b < blocks; b += chunks) {
-      const int64_t begin = b * block, rows = std::min(block, distinct - begin);
-      for (int64_t r = 0; r < rows; ++r) {
-        ids_of_block[r] = ids[order[first[begin + r]]];
-        gemm.sum_rows(grad_out, dtype, order + first[begin + r], first[begin + r + 1] - first[begin + r], width,
-                      sums + r * width);
+    // These coordinates as the left operand of the basis' gradient; then their own gradients
+    const int64_t lefts = grad_basis ? ceil_div(held, deep) : 0;
+    parallel_for(lefts + (grad_coordinates ? blocks : 0), threads, [&](int64_t task, int worker) {
+      float* rows = scratch.rows.of(worker);
+      if (task < lefts) {
+        const int64_t begin = task * deep, count = std::min(deep, held - begin);
+        for (int64_t r = 0; r < count; ++r)
+          gemm.to_float(coordinates + id[at + begin + r] * row_bytes, dtype, rank, rows + r * rank);
+        gemm.pack_columns(rows, Dtype::f32, rank, rank, count, gemm.mr, scratch.left.of(task));
+        return;
       }
-      // dF_u = G_u Pᵀ for the distinct rows u, then this chunk's part of dP = F_uᵀ G_u
-      gemm.pack_rows(sums, Dtype::f32, width, nullptr, rows, width, gemm.mr, scratch.packed_sums.of(worker));
-      gemm.multiply(scratch.packed_sums.of(worker), scratch.basis.of(0), rows, rank, width, grad_rows, rank, false);
-      for (int64_t r = 0; r < rows; ++r)
-        gemm.from_float(grad_rows + r * rank, rank, grad_coordinates + ids_of_block[r] * rank * item_size(dtype),
-                        dtype);
+      const int64_t begin = (task - lefts) * block, count = std::min(block, held - begin);
+      gemm.pack_rows(sums + begin * width, Dtype::f32, width, nullptr, count, width, gemm.mr,
+                     scratch.packed_sums.of(worker));
+      scratch.basis.multiply(gemm, scratch.packed_sums.of(worker), count, rows);
+      for (int64_t r = 0; r < count; ++r) {
+        const int64_t row = dense ? id[at + begin + r] : at + begin + r;
+        gemm.from_float(rows + r * rank, rank, grad_coordinates + row * row_bytes, dtype);
+      }
+    });
 
-      for (int64_t r = 0; r < rows; ++r)
-        gemm.to_float(static_cast<const char*>(coordinates) + ids_of_block[r] * rank * item_size(dtype), dtype, rank,
-                      grad_rows + r * rank);
-      gemm.pack_columns(grad_rows, Dtype::f32, rank, rank, rows, gemm.mr, scratch.packed_rows.of(worker));
-      gemm.pack_columns(sums, Dtype::f32, width, width, rows, gemm.nr, scratch.packed_sums.of(worker));
-      gemm.multiply(scratch.packed_rows.of(worker), scratch.packed_sums.of(worker), rank, width, rows,
-                    partial + chunk * rank * width, width, true);
-    }
-  });
-  for (int64_t chunk = 1; chunk < std::min(chunks, blocks); ++chunk)
-    for (int64_t i = 0; i < rank * width; ++i) partial[i] += partial[chunk * rank * width + i];
-  gemm.from_float(partial, rank * width, grad_basis, dtype);
+    parallel_for(lefts ? ceil_div(width, slice) : 0, threads, [&](int64_t s, int worker) {
+      const int64_t column = s * slice, columns = std::min(slice, width - column);
+      for (int64_t l = 0; l < lefts; ++l) {
+        const int64_t begin = l * deep, count = std::min(deep, held - begin);
+        gemm.pack_columns(sums + begin * width + column, Dtype::f32, width, columns, count, gemm.nr,
+                          scratch.right.of(worker));
+        gemm.multiply(scratch.left.of(l), scratch.right.of(worker), rank, columns, count, total + column, width, true);
+      }
+    });
+  }
+  if (grad_basis && dtype != Dtype::f32) gemm.from_float(total, rank * width, grad_basis, dtype);
 }
 
 }  // namespace ofa::factorized_embedding

@@ -1,6 +1,6 @@
 // out[t] = coordinates[ids[t]] basis, and its gradients; the table coordinates basis [V, D] is never formed.
-// N tokens, V vocabulary rows, R rank, D width. Tables, out and gradients share one dtype: float32, float16 or
-// bfloat16.
+// N tokens, U distinct ids among them, V vocabulary rows, R rank, D width. Tables, out and gradients share one dtype:
+// float32, float16 or bfloat16.
 #pragma once
 
 #include "tensor.h"
@@ -8,7 +8,7 @@
 namespace ofa::factorized_embedding {
 
 int64_t forward_workspace(int64_t tokens, int64_t rank, int64_t width, int threads);  // bytes
-int64_t backward_workspace(int64_t tokens, int64_t rank, int64_t width, int threads);
+int64_t backward_workspace(int64_t distinct, int64_t rank, int64_t width, int threads);
 
 void forward(Tensor ids,          // [N] int64
              Tensor coordinates,  // [V, R]
@@ -17,13 +17,24 @@ void forward(Tensor ids,          // [N] int64
              Tensor workspace,    // [bytes] uint8
              int threads);
 
-void backward(Tensor grad_out,          // [N, D]
-              Tensor ids,               // [N] int64
-              Tensor coordinates,       // [V, R]
-              Tensor basis,             // [R, D]
-              Tensor grad_coordinates,  // [V, R], zero on entry; only rows named by ids are written
-              Tensor grad_basis,        // [R, D]
-              Tensor workspace,         // [bytes] uint8
-              int threads);
+// Tokens sorted by id, equal ids in token order, without those whose id is padding_idx (-1: none). Returns U.
+int64_t group(
+    Tensor ids,  // [N] int64
+    int64_t vocabulary, int64_t padding_idx,
+    Tensor order,      // [N] int64, the sorted tokens
+    Tensor first,      // [N + 1] int64: the tokens of distinct id u are order[first[u]] to order[first[u + 1] - 1]
+    Tensor distinct);  // [N] int64, the first U ascending
+
+void backward(
+    Tensor grad_out,          // [N, D]
+    Tensor order,             // as group() left them: [n] of the tokens that count,
+    Tensor first,             // [U + 1],
+    Tensor distinct,          // [U]
+    Tensor coordinates,       // [V, R]
+    Tensor basis,             // [R, D]
+    Tensor grad_coordinates,  // [V, R], zero on entry; or [U, R], its rows of distinct ids; or [0]: not wanted
+    Tensor grad_basis,        // [R, D], or [0]
+    Tensor workspace,         // [bytes] uint8
+    int threads);
 
 }  // namespace ofa::factorized_embedding

@@ -3,7 +3,7 @@
 #include <vector>
 
 #include "gemm.h"
-#include "pages.h"
+#include "huge_pages.h"
 #include "parallel.h"
 #include "truncated_svd/truncated_svd.h"
 #include "workspace.h"
@@ -124,7 +124,7 @@ void product(Tensor matrix_tensor, Tensor right_tensor, Tensor out_tensor, Tenso
   const float* right = right_tensor.data<float>("right", {depth, columns});
   float* out = out_tensor.data<float>("out", {rows, columns});
   double* sums = gram_tensor.data<double>("gram", {columns, columns});
-  prefer_huge_pages(out, rows * columns * sizeof(float));
+  fault_in(out, rows * columns * sizeof(float), threads, [](int64_t, int64_t) { return true; });
 
   const GemmTable& gemm = OFA_SELECT(gemm);
   Workspace memory(workspace);

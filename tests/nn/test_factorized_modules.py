@@ -54,6 +54,30 @@ def test_rows_may_be_changed_in_place(padding_idx):
     assert_close(embedding.basis.grad, embedding.coordinates.detach().T @ dense.weight.grad)
 
 
+@pytest.mark.parametrize("padding_idx", [None, 3])
+def test_sparse_embedding_and_its_gradients_are_those_of_a_sparse_nn_embedding(padding_idx):
+    table = torch.randn(11, 6, dtype=torch.float64)
+    embedding = FactorizedEmbedding.from_dense(table, 6, padding_idx, sparse=True)
+    dense = embedding.materialize()
+    assert dense.sparse and "sparse=True" in repr(embedding)
+    for model in (embedding, dense):
+        model(IDS).square().sum().backward()
+    grad = dense.weight.grad.coalesce()
+    assert embedding.coordinates.grad.is_sparse
+    ours = embedding.coordinates.grad.coalesce()
+    assert_close(ours.indices(), grad.indices())
+    assert_close(ours.values(), grad.values() @ embedding.basis.detach().T)
+    assert_close(embedding.basis.grad, embedding.coordinates.detach().T @ grad.to_dense())
+
+
+def test_sparse_embedding_with_a_tied_head():
+    embedding, twin = (FactorizedEmbedding(11, 4, 6, sparse=sparse) for sparse in (True, False))
+    twin.load_state_dict(embedding.state_dict())
+    for model in (embedding, twin):
+        FactorizedHead(model).loss(model(IDS), IDS).backward()
+    assert_close(embedding.coordinates.grad, twin.coordinates.grad)
+
+
 def test_fresh_table_has_the_spread_of_a_language_models():
     weight = FactorizedEmbedding(500, 30, 40).weight
     assert 0.018 < weight.std() < 0.022 and abs(weight.mean()) < 0.002

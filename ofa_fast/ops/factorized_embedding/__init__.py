@@ -2,11 +2,34 @@
 
 from __future__ import annotations
 
+import math
+import mmap
+
 import torch
+from torch.autograd.function import once_differentiable
 
 from ofa_fast import _native
 from ofa_fast.ops._op import Op, workspace
 from ofa_fast.ops.factorized_embedding import reference
+
+_HUGE_PAGE = 1 << 21
+_LARGE = 1 << 25  # bytes from which malloc, too, asks the kernel for new pages every time
+
+
+def _zeros(shape, like):
+    """torch.zeros, except that pages of a large tensor which nobody touches cost nothing.
+
+    The kernel's new pages are zero as they are: writing zeros into them would take longer than all the rest.
+    """
+    size = math.prod(shape) * like.element_size()
+    if size < _LARGE or not hasattr(mmap, "MAP_ANONYMOUS"):
+        return like.new_zeros(shape)
+    pages = mmap.mmap(-1, -(-size // _HUGE_PAGE) * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=like.dtype, count=math.prod(shape)).view(shape)
+
+
+def _sparse(distinct, rows, like):
+    return torch.sparse_coo_tensor(distinct[None], rows, like.shape, check_invariants=False, is_coalesced=True)
 
 
 def _forward_native(ids, coordinates, basis):
@@ -20,58 +43,94 @@ def _forward_native(ids, coordinates, basis):
     return out
 
 
-def _backward_native(grad, ids, coordinates, basis):
+def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
     (n,), (r, d) = ids.shape, basis.shape
     threads = torch.get_num_threads()
-    coordinates = coordinates.contiguous()
-    grads = torch.zeros_like(coordinates), torch.empty_like(basis, memory_format=torch.contiguous_format)
-    scratch = workspace(_native.cpu.factorized_embedding_backward_workspace(n, r, d, threads), grad)
+    order, first, distinct = ids.new_empty(n), ids.new_empty(n + 1), ids.new_empty(n)
+    u = _native.cpu.factorized_embedding_group(ids.contiguous(), len(coordinates), padding_idx, order, first, distinct)
+    first, distinct = first[: u + 1], distinct[:u].clone()
+    grad_coordinates = grad_basis = grad.new_empty(0)
+    if needs[0]:
+        grad_coordinates = grad.new_empty(u, r) if sparse else _zeros(coordinates.shape, coordinates)
+    if needs[1]:
+        grad_basis = torch.empty_like(basis, memory_format=torch.contiguous_format)
+    scratch = workspace(_native.cpu.factorized_embedding_backward_workspace(u, r, d, threads), grad)
+    tables = coordinates.contiguous(), basis.contiguous()
     _native.cpu.factorized_embedding_backward(
-        grad.contiguous(), ids.contiguous(), coordinates, basis.contiguous(), *grads, scratch, threads
+        grad.contiguous(), order, first, distinct, *tables, grad_coordinates, grad_basis, scratch, threads
     )
-    return grads
+    if sparse and needs[0]:
+        grad_coordinates = _sparse(distinct, grad_coordinates, coordinates)
+    return grad_coordinates, grad_basis
 
 
-def _checked(function):
-    def run(*args):
-        ids, coordinates = args[-3], args[-2]
-        out_of_range = (ids < 0) | (ids >= coordinates.shape[0])
-        if out_of_range.any():
-            at = int(out_of_range.nonzero()[0])
-            raise IndexError(f"input_ids must lie in [0, {coordinates.shape[0]}), got {int(ids[at])} at position {at}")
-        return function(*args)
+def _check_ids(ids, coordinates):
+    out_of_range = (ids < 0) | (ids >= len(coordinates))
+    if out_of_range.any():
+        at = int(out_of_range.nonzero()[0])
+        raise IndexError(f"input_ids must lie in [0, {len(coordinates)}), got {int(ids[at])} at position {at}")
 
-    return run
+
+def _forward_reference(ids, coordinates, basis):
+    _check_ids(ids, coordinates)
+    return reference.factorized_embedding(ids, coordinates, basis)
+
+
+def _backward_reference(grad, ids, coordinates, basis, padding_idx, sparse, needs):
+    _check_ids(ids, coordinates)
+    kept = ids != padding_idx
+    grad, ids = grad[kept], ids[kept]
+    grad_coordinates, grad_basis = reference.backward(grad, ids, coordinates, basis)
+    if sparse:
+        distinct = ids.unique()
+        grad_coordinates = _sparse(distinct, grad_coordinates[distinct], coordinates)
+    return grad_coordinates if needs[0] else grad.new_empty(0), grad_basis if needs[1] else grad.new_empty(0)
+
+
+def _backward_fake(grad, ids, coordinates, basis, padding_idx, sparse, needs):
+    grads = [grad.new_empty(t.shape if need else 0) for t, need in zip((coordinates, basis), needs, strict=True)]
+    if sparse and needs[0]:
+        n = ids.shape[0]  # at most, but torch finds no symbolic sizes within sparse tensors
+        grads[0] = _sparse(ids.new_empty(n), grad.new_empty(n, coordinates.shape[1]), coordinates)
+    return tuple(grads)
 
 
 _forward = Op(
     "factorized_embedding(Tensor input_ids, Tensor coordinates, Tensor basis) -> Tensor",
     fake=lambda ids, coordinates, basis: coordinates.new_empty(ids.shape[0], basis.shape[1]),
-    backends={"cpu": _forward_native, "reference": _checked(reference.factorized_embedding)},
+    backends={"cpu": _forward_native, "reference": _forward_reference},
 )
+# Gradients of coordinates, if sparse a coalesced sparse_coo tensor, and of basis, without what padding_idx (-1: none)
+# adds to them; those that `needs` does not ask for are empty.
 _backward = Op(
-    "factorized_embedding_backward(Tensor grad, Tensor input_ids, Tensor coordinates, Tensor basis) "
-    "-> (Tensor, Tensor)",
-    fake=lambda grad, ids, coordinates, basis: (
-        torch.empty_like(coordinates, memory_format=torch.contiguous_format),
-        torch.empty_like(basis, memory_format=torch.contiguous_format),
-    ),
-    backends={"cpu": _backward_native, "reference": _checked(reference.backward)},
+    "factorized_embedding_backward(Tensor grad, Tensor input_ids, Tensor coordinates, Tensor basis, int padding_idx, "
+    "bool sparse, bool[] needs) -> (Tensor grad_coordinates, Tensor grad_basis)",
+    fake=_backward_fake,
+    backends={"cpu": _backward_native, "reference": _backward_reference},
 )
 
 
 class _FactorizedEmbedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, ids, coordinates, basis):
+    def forward(ctx, ids, coordinates, basis, padding_idx, sparse, needs):
         ctx.save_for_backward(ids, coordinates, basis)
+        ctx.options = padding_idx, sparse, needs
         return _forward(ids, coordinates, basis)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
-        return None, *_backward(grad, *ctx.saved_tensors)
+        grads = _backward(grad, *ctx.saved_tensors, *ctx.options)
+        return None, *(g if need else None for g, need in zip(grads, ctx.options[-1], strict=True)), None, None, None
 
 
-def factorized_embedding(input_ids: torch.Tensor, coordinates: torch.Tensor, basis: torch.Tensor) -> torch.Tensor:
+def factorized_embedding(
+    input_ids: torch.Tensor,
+    coordinates: torch.Tensor,
+    basis: torch.Tensor,
+    padding_idx: int | None = None,
+    sparse: bool = False,
+) -> torch.Tensor:
     """Look up rows of the factorised table: ``coordinates[input_ids] @ basis``.
 
     The table ``coordinates @ basis`` [V, D] is never formed.
@@ -80,16 +139,23 @@ def factorized_embedding(input_ids: torch.Tensor, coordinates: torch.Tensor, bas
         input_ids: ids in [0, V), any shape, int64 or int32.
         coordinates: [V, R], float32, bfloat16, float16 or float64.
         basis: [R, D], of the same dtype.
+        padding_idx: as in ``F.embedding``: lookups of this id, in [-V, V), give its row but no gradient at all.
+        sparse: the gradient of ``coordinates`` is a coalesced ``torch.sparse_coo`` tensor of the ids that occur, for
+            ``torch.optim.SparseAdam``, ``SGD`` and ``Adagrad``: it takes no time or memory for the other rows.
 
     Returns:
-        [..., D], of the tables' dtype, differentiable in ``coordinates`` (a dense gradient) and ``basis``.
+        [..., D], of the tables' dtype, differentiable once in ``coordinates`` and ``basis``; frozen ones cost nothing.
 
     Raises:
-        IndexError: an id lies outside [0, V). TypeError: a dtype. ValueError: a shape.
+        IndexError: an id lies outside [0, V). TypeError: a dtype. ValueError: a shape or ``padding_idx``.
 
-    Products of float32, bfloat16 and float16 are summed in float32. The gradient is deterministic: gradients of equal
-    ids are summed in token order. Peak extra memory on the CPU: the packed basis, R * D floats, and 224 * (R + D)
-    floats per thread; for the backward pass 16 * R * D floats, 16 N bytes and 448 * (R + D) floats per thread.
+    Products of float32, bfloat16 and float16 are summed in float32. Results are deterministic and do not depend on the
+    number of threads; a row does not depend on the ids around it. Gradients of equal ids are summed in token order.
+
+    Each distinct id is multiplied once. Peak extra memory on the CPU, for N ids, besides what is returned: 32 N bytes,
+    R D floats, and 224 (R + D) floats per thread; in the backward pass 24 N bytes, 2 R D floats, at most 2048 (R + D)
+    floats for all and 256 R + 224 D floats per thread. A dense gradient of ``coordinates`` of 32 MiB or more takes,
+    until it is written to, memory only around the rows of ids that occur; its storage cannot be resized.
 
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.1: E = F P, with F the coordinates and P the basis.
     """
@@ -104,5 +170,14 @@ def factorized_embedding(input_ids: torch.Tensor, coordinates: torch.Tensor, bas
         raise TypeError(
             f"coordinates and basis must share one floating-point dtype, got {coordinates.dtype} and {basis.dtype}"
         )
-    out = _FactorizedEmbedding.apply(input_ids.reshape(-1).long(), coordinates, basis)
+    v = coordinates.shape[0]
+    if padding_idx is not None and not -v <= padding_idx < v:
+        raise ValueError(f"padding_idx must lie in the table of {v} rows, got {padding_idx}")
+    padding_idx = -1 if padding_idx is None else padding_idx % v
+    needs = [torch.is_grad_enabled() and t.requires_grad for t in (coordinates, basis)]
+    ids = input_ids.reshape(-1).long()
+    if any(needs):
+        out = _FactorizedEmbedding.apply(ids, coordinates, basis, padding_idx, sparse, needs)
+    else:
+        out = _forward(ids, coordinates, basis)
     return out.view(*input_ids.shape, basis.shape[1])
