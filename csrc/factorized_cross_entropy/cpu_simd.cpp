@@ -116,8 +116,8 @@ void forward(const Table& table, const Block& rows, int64_t first, int64_t last,
 void backward_strip(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
                     int64_t count, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
   const int64_t rank = table.rank, stride = padded(rank);
-  float bias[strip];
-  for (int64_t v = 0; v < count; ++v) bias[v] = 0.0f;
+  double bias[strip];
+  for (int64_t v = 0; v < count; ++v) bias[v] = 0.0;
   if (block_count == 0)
     for (int64_t i = 0; i < count * stride; ++i) scratch.gradient[i] = 0.0f;
   load_tile(table, first, count, false, scratch);
@@ -127,13 +127,18 @@ void backward_strip(const Table& table, const Block* blocks, const Weights* weig
     for_each_label(rows, first, count, [&](int64_t v, int64_t t) { scratch.scores[v * block_stride + t] = -infinity; });
     for (int64_t v = 0; v < count; ++v) {
       float* row = scratch.scores + v * block_stride;
-      vfloat sum{};
-      for (int64_t t = 0; t < rows.count; t += lanes) {
+      auto exponentiate = [&](int64_t t) {
         const vfloat p = exponential(load(row + t) - load(weights[b].lse + t)) * load(weights[b].weight + t);
         store(row + t, p);
-        sum += p;
-      }
+        return p;
+      };
+      vfloat sum{};
+      int64_t t = 0;
+      for (; t + lanes <= rows.count; t += lanes) sum += exponentiate(t);
       for (int i = 0; i < lanes; ++i) bias[v] += sum[i];
+      if (t == rows.count) continue;
+      exponentiate(t);  // beyond the labelled rows an infinite coordinate times 0 may have left a NaN
+      for (; t < rows.count; ++t) bias[v] += row[t];
     }
     for_each_label(rows, first, count, [&](int64_t v, int64_t t) {
       scratch.scores[v * block_stride + t] = weights[b].target_weight[t];

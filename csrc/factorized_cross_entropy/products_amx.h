@@ -13,7 +13,7 @@ using namespace factorized_cross_entropy;
 
 constexpr int64_t tile = 128;  // vocabulary rows
 constexpr int64_t strip =
-    32;  // of these the backward pass takes as many at a time: their scores stay in the nearest cache
+    32;  // of these, rows that the backward pass takes at a time: their scores fit the first cache
 
 static inline int64_t score_operand_size(int64_t rank) { return operand_words(block, rank); }
 static inline int64_t gradient_operand_size(int64_t rank) { return operand_words(rank, block); }
@@ -174,13 +174,16 @@ static void plain_gradient(const Table& table, const Block& rows, int64_t count,
 // Adds the bias to rows of scores; false if one of them was not finite.
 static bool add_bias(const Table& table, const Block& rows, int64_t first, int64_t last, const Scratch& scratch) {
   vfloat zero{};
-  for (int64_t v = first; v < last; ++v)
+  for (int64_t v = first; v < last; ++v) {
+    vfloat zero_of_row{};  // rows do not wait for each other
     for (int64_t t = 0; t < rows.count; t += lanes) {
       float* at = scratch.scores + v * block_stride + t;
       const vfloat x = load(at);
-      zero += x * 0.0f;
+      zero_of_row += x * 0.0f;
       if (table.bias) store(at, x + splat(scratch.bias[v]));
     }
+    zero += zero_of_row;
+  }
   for (int i = 0; i < lanes; ++i)
     if (!(zero[i] == 0.0f)) return false;
   return true;
