@@ -22,23 +22,13 @@ constexpr int64_t slice = 64;  // columns of grad_basis that one task computes
 
 size_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 
-// On AMX the parts of floats cost more than they gain while the rank is small; bfloat16 coordinates are one part.
-const Kernels& kernels_for(Dtype coordinates, int64_t rank) {
-#if defined(__x86_64__)
-  if (isa() == Isa::amx && coordinates != Dtype::bf16 && rank < 192) return avx512_vnni::cross_entropy;
-#else
-  (void)coordinates, (void)rank;
-#endif
-  return OFA_SELECT(cross_entropy);
-}
-
 // How the work is divided: by sizes alone, never by threads, so that sums have the same order on any number of them.
 struct Plan {
   const Kernels& kernels;
   int64_t labelled, rank, stride, size, blocks, tiles, chunks, group;
 
-  Plan(Dtype coordinates, int64_t labelled, int64_t vocabulary, int64_t rank)
-      : kernels(kernels_for(coordinates, rank)), labelled(labelled), rank(rank), stride(padded(rank)) {
+  Plan(int64_t labelled, int64_t vocabulary, int64_t rank)
+      : kernels(OFA_SELECT(cross_entropy)), labelled(labelled), rank(rank), stride(padded(rank)) {
     blocks = ceil_div(labelled, block);
     size = blocks ? ceil_div(ceil_div(labelled, blocks), 16) * 16 : 0;  // labelled rows of a block
     blocks = blocks ? ceil_div(labelled, size) : 0;
@@ -85,7 +75,7 @@ struct Projection {
         gradient_operand(workspace, plan.kernels.gradient_operand_size(plan.rank), with_gradient ? plan.blocks : 0),
         labels(workspace, plan.labelled) {}
 
-  std::vector<Block> compute(const Plan& plan, const Rows& hidden, const Matrix& basis_matrix,
+  std::vector<Block> compute(const Plan& plan, const Rows& hidden, const Table& table, const Matrix& basis_matrix,
                              const int64_t* all_labels, int threads) const {
     const GemmTable& gemm = OFA_SELECT(gemm);
     const int64_t rank = plan.rank, stride = plan.stride, width = hidden.width;
@@ -100,7 +90,7 @@ struct Projection {
       gemm.multiply(packed.of(worker), basis.of(0), count, rank, width, out, stride, false);
       for (int64_t t = 0; t < count; ++t) std::fill(out + t * stride + rank, out + (t + 1) * stride, 0.0f);
       float* for_gradient = with_gradient ? gradient_operand.of(b) : nullptr;
-      plan.kernels.prepare(out, count, rank, score_operand.of(b), for_gradient);
+      plan.kernels.prepare(table, out, count, score_operand.of(b), for_gradient);
       result[b] = {count, labels.of(0) + b * plan.size, out, score_operand.of(b), for_gradient};
     });
     return result;
@@ -207,14 +197,14 @@ T* optional(const Tensor& tensor, const char* name, std::initializer_list<int64_
 
 int64_t forward_workspace(Tensor coordinates, int64_t labelled, int64_t width, int threads) {
   Workspace measure;
-  const Plan plan(coordinates.dtype(), labelled, coordinates.size(0), coordinates.size(1));
+  const Plan plan(labelled, coordinates.size(0), coordinates.size(1));
   ForwardScratch(measure, plan, width, threads);
   return measure.bytes();
 }
 
 int64_t backward_workspace(Tensor coordinates, int64_t labelled, int64_t width, int threads) {
   Workspace measure;
-  const Plan plan(coordinates.dtype(), labelled, coordinates.size(0), coordinates.size(1));
+  const Plan plan(labelled, coordinates.size(0), coordinates.size(1));
   BackwardScratch(measure, plan, width, threads);
   return measure.bytes();
 }
@@ -223,7 +213,7 @@ void forward(Tensor hidden, Tensor coordinates, Tensor basis, Tensor bias, Tenso
              Tensor loss_tensor, Tensor lse_tensor, Tensor others_tensor, Tensor workspace, int threads) {
   const Inputs in(hidden, coordinates, basis, bias, labels, rows);
   const int64_t rank = in.table.rank;
-  const Plan plan(in.table.dtype, rows.numel(), in.vocabulary, rank);
+  const Plan plan(rows.numel(), in.vocabulary, rank);
   float* loss = loss_tensor.data<float>("loss", {in.positions});
   float* lse = lse_tensor.data<float>("lse", {2, in.positions});
   float* others = optional<float>(others_tensor, "others", {in.positions, rank});
@@ -231,7 +221,7 @@ void forward(Tensor hidden, Tensor coordinates, Tensor basis, Tensor bias, Tenso
   threads = plan.team(threads);
   Workspace memory(workspace);
   ForwardScratch scratch(memory, plan, in.hidden.width, threads);
-  const std::vector<Block> blocks = scratch.projection.compute(plan, in.hidden, in.basis, in.labels, threads);
+  const std::vector<Block> blocks = scratch.projection.compute(plan, in.hidden, in.table, in.basis, in.labels, threads);
   const int64_t tile = plan.kernels.tile, tiles = plan.tiles, chunks = plan.chunks;
 
   for (int64_t first_block = 0; first_block < plan.blocks; first_block += plan.group) {
@@ -279,7 +269,7 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
               Tensor grad_bias_tensor, Tensor workspace, int threads) {
   const Inputs in(hidden, coordinates, basis, bias, labels, rows);
   const int64_t rank = in.table.rank, width = in.hidden.width, positions = in.positions;
-  const Plan plan(in.table.dtype, rows.numel(), in.vocabulary, rank);
+  const Plan plan(rows.numel(), in.vocabulary, rank);
   const float* grad_loss = grad_loss_tensor.data<float>("grad_loss", {positions});
   const float* grad_lse = grad_lse_tensor.data<float>("grad_lse", {positions});
   const float* loss = loss_tensor.data<float>("loss", {positions});
@@ -295,12 +285,12 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
   threads = plan.team(threads);
   Workspace memory(workspace);
   BackwardScratch scratch(memory, plan, width, threads);
-  const std::vector<Block> blocks = scratch.projection.compute(plan, in.hidden, in.basis, in.labels, threads);
+  const std::vector<Block> blocks = scratch.projection.compute(plan, in.hidden, in.table, in.basis, in.labels, threads);
 
   std::vector<Weights> weights(plan.blocks);
   for (int64_t b = 0; b < plan.blocks; ++b) {
     float *top = scratch.weights.of(b), *weight = top + block_stride, *target_weight = weight + block_stride;
-    weights[b] = {top, weight, target_weight};
+    bool finite = true;
     std::fill(top, top + block_stride, INFINITY);  // beyond the labelled rows all probabilities are 0
     std::fill(weight, weight + 2 * block_stride, 0.0f);
     for (int64_t t = 0; t < blocks[b].count; ++t) {
@@ -310,6 +300,7 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
       weight[t] = (g + z) * std::exp(-static_cast<double>(lse[positions + position]));
       target_weight[t] =
           g * std::expm1(-static_cast<double>(loss[position])) + z * std::exp(-static_cast<double>(loss[position]));
+      finite = finite && std::isfinite(weight[t]) && std::isfinite(target_weight[t]);
       if (!others) continue;
       float* out = scratch.grad_projected.of(0) + i * plan.stride;
       gemm.to_float(
@@ -318,6 +309,7 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
       for (int64_t r = 0; r < rank; ++r)
         out[r] = static_cast<float>(g + z) * others[position * rank + r] + target_weight[t] * out[r];
     }
+    weights[b] = {top, weight, target_weight, finite};
   }
 
   if (grad_coordinates || grad_bias) {

@@ -88,7 +88,7 @@ void forward(const Table& table, const Block& rows, int64_t first, int64_t last,
   for (int64_t begin = first; begin < last; begin += tile) {
     const int64_t count = smaller(tile, last - begin);
     load_tile(table, begin, count, partial.others, scratch);
-    score(table, rows, count, scratch);
+    const bool finite = score(table, rows, begin, count, scratch);
     for (int64_t t = 0; t < rows.count; t += lanes) store(maximum + t, column_maximum(scratch.scores + t, count));
     for (int64_t t = 0; t < rows.count; ++t) {
       if (!(maximum[t] > partial.maximum[t])) continue;
@@ -108,38 +108,43 @@ void forward(const Table& table, const Block& rows, int64_t first, int64_t last,
       const vfloat sum = exponentiate_column(scratch.scores + t, count, load(maximum + t));
       for (int i = 0; i < lanes; ++i) partial.sum[t + i] += sum[i];
     }
-    if (partial.others) add_others(table, rows, count, scratch, partial.others);
+    if (partial.others) add_others(table, rows, begin, count, finite, scratch, partial.others);
   }
   finish_products();
 }
 
-void backward_tile(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
-                   int64_t count, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
+void backward_strip(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
+                    int64_t count, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
   const int64_t rank = table.rank, stride = padded(rank);
-  float bias[tile];
-  for (int64_t v = 0; v < count; ++v) bias[v] = 0.0f;
+  double bias[strip];
+  for (int64_t v = 0; v < count; ++v) bias[v] = 0.0;
   if (block_count == 0)
     for (int64_t i = 0; i < count * stride; ++i) scratch.gradient[i] = 0.0f;
   load_tile(table, first, count, false, scratch);
   for (int64_t b = 0; b < block_count; ++b) {
     const Block& rows = blocks[b];
-    score(table, rows, count, scratch);
+    const bool finite = score(table, rows, first, count, scratch) && weights[b].finite;
     for_each_label(rows, first, count, [&](int64_t v, int64_t t) { scratch.scores[v * block_stride + t] = -infinity; });
     for (int64_t v = 0; v < count; ++v) {
       float* row = scratch.scores + v * block_stride;
-      vfloat sum{};
-      for (int64_t t = 0; t < rows.count; t += lanes) {
+      auto exponentiate = [&](int64_t t) {
         const vfloat p = exponential(load(row + t) - load(weights[b].lse + t)) * load(weights[b].weight + t);
         store(row + t, p);
-        sum += p;
-      }
+        return p;
+      };
+      vfloat sum{};
+      int64_t t = 0;
+      for (; t + lanes <= rows.count; t += lanes) sum += exponentiate(t);
       for (int i = 0; i < lanes; ++i) bias[v] += sum[i];
+      if (t == rows.count) continue;
+      exponentiate(t);  // beyond the labelled rows an infinite coordinate times 0 may have left a NaN
+      for (; t < rows.count; ++t) bias[v] += row[t];
     }
     for_each_label(rows, first, count, [&](int64_t v, int64_t t) {
       scratch.scores[v * block_stride + t] = weights[b].target_weight[t];
       bias[v] += weights[b].target_weight[t];
     });
-    if (grad_coordinates) add_gradient(table, rows, count, scratch, b > 0);
+    if (grad_coordinates) add_gradient(table, rows, count, finite, b > 0, scratch);
   }
   if (grad_coordinates)
     with_dtype(table.dtype, [&](auto constant) {
@@ -154,9 +159,9 @@ void backward_tile(const Table& table, const Block* blocks, const Weights* weigh
 void backward(const Table& table, const Block* blocks, const Weights* weights, int64_t block_count, int64_t first,
               int64_t last, const Scratch& scratch, void* grad_coordinates, void* grad_bias) {
   start_products();
-  for (int64_t begin = first; begin < last; begin += tile)
-    backward_tile(table, blocks, weights, block_count, begin, smaller(tile, last - begin), scratch, grad_coordinates,
-                  grad_bias);
+  for (int64_t begin = first; begin < last; begin += strip)
+    backward_strip(table, blocks, weights, block_count, begin, smaller(strip, last - begin), scratch, grad_coordinates,
+                   grad_bias);
   finish_products();
 }
 

@@ -47,6 +47,7 @@ struct Partial {
 // The logits' gradient is exp(logit - lse) weight, and target_weight at the label; all [block_stride].
 struct Weights {
   const float *lse, *weight, *target_weight;
+  bool finite;
 };
 
 struct Scratch {    // of one worker
@@ -63,7 +64,8 @@ struct Kernels {
   int64_t (*gradient_operand_size)(int64_t rank);
   int64_t (*panel_size)(int64_t rank);
   // Writes the operands of a block from its projected rows; gradient_operand may be null.
-  void (*prepare)(const float* projected, int64_t count, int64_t rank, float* score_operand, float* gradient_operand);
+  void (*prepare)(const Table& table, const float* projected, int64_t count, float* score_operand,
+                  float* gradient_operand);
   // Vocabulary rows [first, last). Writes `partial` and, for the labels in the range, target[row] = the label's logit.
   void (*forward)(const Table& table, const Block& rows, int64_t first, int64_t last, const Scratch& scratch,
                   const Partial& partial, float* target);

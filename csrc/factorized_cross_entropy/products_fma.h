@@ -10,6 +10,7 @@ namespace OFA_ISA {
 using namespace factorized_cross_entropy;
 
 constexpr int64_t tile = 168;             // vocabulary rows: a multiple of every micro-kernel's 14 or 6 rows
+constexpr int64_t strip = tile;           // of these, rows that the backward pass takes at a time
 constexpr int mr = lanes == 16 ? 14 : 6;  // with two vectors a row the accumulators fill the register file
 constexpr int64_t depth_block = 224;      // keeps a panel of the right operand in the first-level cache
 
@@ -91,8 +92,8 @@ static inline void multiply(Left a, const float* b, int64_t b_stride, int64_t ro
 }
 
 // The projected rows as columns.
-static void prepare(const float* projected, int64_t count, int64_t rank, float* score_operand, float*) {
-  const int64_t stride = padded(rank);
+static void prepare(const Table& table, const float* projected, int64_t count, float* score_operand, float*) {
+  const int64_t rank = table.rank, stride = padded(rank);
   for (int64_t r = 0; r < rank; ++r)
     for (int64_t t = 0; t < block_stride; ++t)
       score_operand[r * block_stride + t] = t < count ? projected[t * stride + r] : 0.0f;
@@ -115,21 +116,23 @@ static void load_tile(const Table& table, int64_t first, int64_t count, bool, co
     scratch.bias[v] = table.bias && v < count ? load_as_float(table.bias, table.bias_dtype, first + v) : 0.0f;
 }
 
-// scores[v, t] = the logits of a loaded tile
-static void score(const Table& table, const Block& rows, int64_t count, const Scratch& scratch) {
+// scores[v, t] = the logits of a loaded tile. True: the other products may go on in the same arithmetic.
+static bool score(const Table& table, const Block& rows, int64_t, int64_t count, const Scratch& scratch) {
   multiply(ByRow{scratch.panel, padded(table.rank)}, rows.score_operand, block_stride, count, rows.count, table.rank,
            scratch.scores, block_stride, false, table.bias ? scratch.bias : nullptr);
+  return true;
 }
 
 // others[t] += sum over the tile of scores[v, t] coordinates_v
-static void add_others(const Table& table, const Block& rows, int64_t count, const Scratch& scratch, float* others) {
+static void add_others(const Table& table, const Block& rows, int64_t, int64_t count, bool, const Scratch& scratch,
+                       float* others) {
   multiply(ByDepth{scratch.scores, block_stride}, scratch.panel, padded(table.rank), rows.count, table.rank, count,
            others, padded(table.rank), true);
 }
 
 // gradient[v] (+)= sum over the rows of scores[v, t] projected_t
-static void add_gradient(const Table& table, const Block& rows, int64_t count, const Scratch& scratch,
-                         bool accumulate) {
+static void add_gradient(const Table& table, const Block& rows, int64_t count, bool, bool accumulate,
+                         const Scratch& scratch) {
   const int64_t stride = padded(table.rank);
   multiply(ByRow{scratch.scores, block_stride}, rows.projected, stride, count, table.rank, rows.count, scratch.gradient,
            stride, accumulate);
