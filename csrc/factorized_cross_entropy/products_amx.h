@@ -3,8 +3,8 @@
 // again in float32 arithmetic, slowly.
 #pragma once
 
+#include "amx.h"
 #include "factorized_cross_entropy/kernels.h"
-#include "factorized_cross_entropy/split_amx.h"
 
 namespace ofa {
 namespace OFA_ISA {
@@ -47,17 +47,6 @@ static inline void with_parts(const Table& table, Function&& function) {
   if (table.coarse) return function(Parts<1>{}, Parts<2>{});
   if (table.dtype == Dtype::bf16) return function(Parts<1>{}, Parts<3>{});
   function(Parts<3>{}, Parts<3>{});
-}
-
-// Elements [at, at + 16) as floats, zero from at + count on.
-template <Dtype dtype>
-static inline vfloat load_some(const void* data, int64_t at, int64_t count) {
-  const unsigned mask = count >= 16 ? 0xffff : count <= 0 ? 0 : (1u << count) - 1;
-  if (dtype == Dtype::f32)
-    return reinterpret_cast<vfloat>(_mm512_maskz_loadu_ps(mask, static_cast<const float*>(data) + at));
-  const __m256i half = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(data) + at);
-  if (dtype == Dtype::f16) return reinterpret_cast<vfloat>(_mm512_cvtph_ps(half));
-  return reinterpret_cast<vfloat>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
 // The projected rows as right operands: ranks by rows, and rows by ranks.

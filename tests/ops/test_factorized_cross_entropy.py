@@ -227,7 +227,7 @@ EXTREMES = {
     "an infinite entry": lambda h, f, p, y, b: (h, f, p, put(y, slice(3), 7), put(b, 7, torch.inf)),
     "minus infinity in coordinates": lambda h, f, p, y, b: (h, put(f, (399, 3), -torch.inf), p, y % 390, b),
     "infinity in coordinates": lambda h, f, p, y, b: (h, put(f, (200, 3), torch.inf), p, y % 190, b),
-    "the largest coordinate": lambda h, f, p, y, b: (h, put(f, (200, 3), 3.4e38), p / 64, y % 190, b),
+    "the largest coordinate": lambda h, f, p, y, b: (h / 64, put(f, (200, 3), 3.4e38), p / 64, y % 190, b),
     "an infinite state": lambda h, f, p, y, b: (put(h, (5, 2), torch.inf), f, p, y, b),
     "NaN in coordinates": lambda h, f, p, y, b: (h, put(f, (399, 3), torch.nan), p, y, b),
     "NaN in a state": lambda h, f, p, y, b: (put(h, 5, torch.nan), f, p, y, b),
