@@ -74,7 +74,7 @@ struct Plan {
     code_bytes = screened ? round_up(depth, screen.step) * screen.code_size : 0;
     scratch = screened ? screen.scratch_size(depth) : 2 * depth;
 
-    const int64_t held = k * static_cast<int64_t>(sizeof(Scored)) + code_bytes + 100;
+    const int64_t held = k * static_cast<int64_t>(sizeof(Scored) + sizeof(float)) + code_bytes + 100;
     slab = round_up(std::min(queries, std::max<int64_t>(unit, (24 << 20) / held)), unit);
     block = 1;
     if (screened) {
