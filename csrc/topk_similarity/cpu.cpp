@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <functional>
 #include <limits>
 
 #include "parallel.h"
@@ -42,6 +43,7 @@ class Search {
       clear();
       if (plan_.screened) {
         encode_queries();
+        seed();
         for (chunk_ = 0; chunk_ < key_count_; chunk_ += plan_.chunk) {
           encode_keys();
           screen();
@@ -57,17 +59,16 @@ class Search {
   static constexpr int64_t group = 512;  // rows of one task
   static constexpr int64_t no_row = std::numeric_limits<int64_t>::max();
 
+  // Its pairs wait in the worker's scratch memory until there are enough to score at once.
   struct Task {
     Search* search;
     int64_t query, segment, key;  // the first query in the slab, the first key in the table
     int worker;
+    int64_t count = 0;
   };
 
   State& state(int64_t segment, int64_t query) const { return scratch_.states.of(segment)[query]; }
-  Candidate* candidates(int64_t segment, int64_t query) const {
-    return scratch_.candidates.of(segment) + query * plan_.capacity;
-  }
-  double* lows(int64_t segment, int64_t query) const { return scratch_.lows.of(segment) + query * k_; }
+  Scored* heap(int64_t segment, int64_t query) const { return scratch_.heaps.of(segment) + query * k_; }
   double query_norm(int64_t query) const { return scratch_.query_norms.of(0)[first_ + query]; }
 
   // The norms of rows [begin, begin + count), noting the first row that is not finite: float32 values that are have a
@@ -104,29 +105,29 @@ class Search {
 
   void clear() {
     for (int64_t segment = 0; segment < plan_.segments; ++segment)
-      std::fill_n(scratch_.states.of(segment), slab_, State{-infinity, 0, 0, 0, 0});
+      std::fill_n(scratch_.states.of(segment), slab_, State{});
   }
 
   void encode_queries() {
     const int tile = screen_.query_tile;
-    const double roundoff = (depth_ + 16) * 0x1p-24;
-    const double arithmetic = screen_.exact_products ? 0.0 : roundoff / (1.0 - roundoff);
+    const double roundoff = screen_.rounding + depth_ * screen_.rounding_per_term;
     constexpr double slack = 0x1p-20;  // covers the rounding of the comparison itself and of the float64 scores
     parallel_for(ceil_div(slab_, tile), plan_.threads, [&](int64_t task, int worker) {
       const int64_t at = task * tile, count = std::min<int64_t>(tile, slab_ - at);
+      double* factors = scratch_.factors.of(worker);
+      for (int64_t i = 0; i < count; ++i) factors[i] = query_norm(at + i) > 0 ? 1 / query_norm(at + i) : 0;
       const Encoded out{scratch_.query_codes.of(0) + at * plan_.code_bytes, scratch_.query_scale.of(0) + at,
                         scratch_.query_residual.of(0) + at, scratch_.offset.of(0) + at};
-      screen_.encode(queries_ + (first_ + at) * row_bytes_, dtype_, count, depth_,
-                     scratch_.query_norms.of(0) + first_ + at, tile, out, scratch_.row.of(worker));
+      screen_.encode_queries(queries_ + (first_ + at) * row_bytes_, dtype_, count, depth_, factors, out,
+                             scratch_.row.of(worker));
       for (int64_t q = at; q < at + tile; ++q) {
         const double scale = scratch_.query_scale.of(0)[q], residual = scratch_.query_residual.of(0)[q];
         const bool zero = scale == 0;
         // |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, in units of the query's scale
-        scratch_.slope.of(0)[q] = zero ? 0 : (residual + arithmetic + slack * (1 + residual)) / scale;
+        scratch_.slope.of(0)[q] = zero ? 0 : (residual + (roundoff + slack) * (1 + residual)) / scale;
         scratch_.reach.of(0)[q] = zero ? 0 : (1 + residual) * (1 + slack) / scale;
-        scratch_.query_unit.of(0)[q] =
-            zero || cosine_ ? scale : scale * std::ldexp(query_norm(q), key_exponent_ - exponent(q));
-        scratch_.query_inverse.of(0)[q] = zero ? 0 : 1 / scratch_.query_unit.of(0)[q];
+        const double unit = zero || cosine_ ? scale : scale * std::ldexp(query_norm(q), key_exponent_ - exponent(q));
+        scratch_.query_inverse.of(0)[q] = zero ? 0 : 1 / unit;
         for (int64_t segment = 0; segment < plan_.segments; ++segment)
           scratch_.threshold.of(segment)[q] = zero ? infinity : -infinity;
       }
@@ -134,30 +135,78 @@ class Search {
   }
 
   void encode_keys() {
+    if (encoded_ == chunk_) return;
+    encoded_ = chunk_;
     const int tile = screen_.key_tile;
-    const int64_t size = std::min(plan_.chunk, key_count_ - chunk_);
-    parallel_for(ceil_div(size, tile), plan_.threads, [&](int64_t task, int worker) {
-      const int64_t at = task * tile, count = std::min<int64_t>(tile, size - at);
-      if (cosine_ && first_ == 0) measure(keys_, chunk_ + at, count, scratch_.key_norms.of(0), worker);
-      const double* norms = scratch_.key_norms.of(0) + chunk_ + at;
-      float *scale = scratch_.key_scale.of(0) + at, *residual = scratch_.key_residual.of(0) + at,
-            *norm = scratch_.key_norm.of(0) + at;
-      screen_.encode(keys_ + (chunk_ + at) * row_bytes_, dtype_, count, depth_, norms, tile,
-                     Encoded{scratch_.key_codes.of(0) + at * plan_.code_bytes, scale, residual, nullptr},
-                     scratch_.row.of(worker));
-      float largest_norm = 0, largest_residual = 0;
-      for (int64_t i = 0; i < tile; ++i) {
-        const double relative = scale[i] == 0 ? 0 : cosine_ ? 1 : std::ldexp(norms[i], -key_exponent_);
-        scale[i] = static_cast<float>(scale[i] * relative);
-        norm[i] = relative == 0 ? 0.0f : static_cast<float>(std::max(relative, 0x1p-60) * (1 + 0x1p-22));
-        residual[i] = static_cast<float>(norm[i] * residual[i] * (1 + 0x1p-22));
-        largest_norm = std::max(largest_norm, norm[i]);
-        largest_residual = std::max(largest_residual, residual[i]);
-      }
-      scratch_.tile_norm.of(0)[task] = largest_norm;
-      scratch_.tile_residual.of(0)[task] = largest_residual;
+    const int64_t size = std::min(plan_.chunk, key_count_ - chunk_), tiles = ceil_div(size, tile),
+                  together = ceil_div(64, tile);
+    parallel_for(ceil_div(tiles, together), plan_.threads, [&](int64_t task, int worker) {
+      for (int64_t t = task * together; t < std::min(tiles, (task + 1) * together); ++t)
+        encode_key_tile(t, std::min<int64_t>(tile, size - t * tile), worker);
     });
     check_finite("keys");
+  }
+
+  void encode_key_tile(int64_t tile, int64_t count, int worker) {
+    const int64_t at = tile * screen_.key_tile;
+    if (cosine_ && first_ == 0) measure(keys_, chunk_ + at, count, scratch_.key_norms.of(0), worker);
+    const double* norms = scratch_.key_norms.of(0) + chunk_ + at;
+    double *factors = scratch_.factors.of(worker), largest = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      const bool zero = !(norms[i] > 0);
+      factors[i] = zero ? 0 : cosine_ ? 1 / norms[i] : std::ldexp(1.0, -key_exponent_);
+      if (!zero) largest = std::max({largest, cosine_ ? 1.0 : std::ldexp(norms[i], -key_exponent_), 0x1p-60});
+    }
+    float scale, residual;
+    screen_.encode_keys(keys_ + (chunk_ + at) * row_bytes_, dtype_, count, depth_, factors,
+                        Encoded{scratch_.key_codes.of(0) + at * plan_.code_bytes, &scale, &residual, nullptr},
+                        scratch_.row.of(worker));
+    scratch_.tiles.of(0)[tile] = {scale, 1 / scale, static_cast<float>(largest * (1 + 0x1p-22)), residual};
+  }
+
+  // A block of queries and the encoded keys of a segment, from tile `tile` of the chunk.
+  Screen arguments(int64_t segment, int64_t query, int64_t tile, int64_t tiles) const {
+    Screen screen{};
+    screen.queries = scratch_.query_codes.of(0) + query * plan_.code_bytes;
+    screen.offset = scratch_.offset.of(0) + query;
+    screen.threshold = scratch_.threshold.of(segment) + query;
+    screen.slope = scratch_.slope.of(0) + query;
+    screen.reach = scratch_.reach.of(0) + query;
+    screen.query_tiles = ceil_div(std::min(plan_.block, slab_ - query), screen_.query_tile);
+    screen.keys = scratch_.key_codes.of(0) + tile * screen_.key_tile * plan_.code_bytes;
+    screen.tiles = scratch_.tiles.of(0) + tile;
+    screen.key_tiles = tiles;
+    screen.depth = depth_;
+    return screen;
+  }
+
+  // A first threshold: of the first keys, as many tiles as k hold a key whose score exceeds it.
+  void seed() {
+    int64_t known = 0;  // of the k best bounds of a query
+    for (chunk_ = 0; chunk_ < plan_.seeds; chunk_ += plan_.chunk) {
+      const int64_t tiles = std::min(plan_.chunk, plan_.seeds - chunk_) / screen_.key_tile;
+      encode_keys();
+      const int64_t total = known + tiles, kept = std::min(k_, total);
+      parallel_for(ceil_div(slab_, plan_.block), plan_.threads, [&](int64_t number, int worker) {
+        const int64_t first = number * plan_.block;
+        Screen screen = arguments(0, first, 0, tiles);
+        screen.lows = scratch_.tile_lows.of(worker);
+        screen_.run(screen);
+        const int64_t stride = screen.query_tiles * screen_.query_tile;
+        float* lows = scratch_.lows.of(worker);
+        for (int64_t query = first; query < std::min(first + plan_.block, slab_); ++query) {
+          float* best = scratch_.best_lows.of(0) + query * k_;
+          std::copy_n(best, known, lows);
+          for (int64_t tile = 0; tile < tiles; ++tile) lows[known + tile] = screen.lows[tile * stride + query - first];
+          if (total > k_) std::nth_element(lows, lows + k_ - 1, lows + total, std::greater<float>());
+          std::copy_n(lows, kept, best);
+          if (kept == k_)
+            for (int64_t segment = 0; segment < plan_.segments; ++segment)
+              raise_limit(*std::min_element(best, best + k_) - 1e-30f, segment, query);
+        }
+      });
+      known = kept;
+    }
   }
 
   void screen() {
@@ -165,139 +214,81 @@ class Search {
     const int64_t blocks = ceil_div(slab_, plan_.block);
     parallel_for(blocks * plan_.segments, plan_.threads, [&](int64_t number, int worker) {
       const int64_t segment = number / blocks, query = number % blocks * plan_.block;
-      const int64_t tile = tiles * segment / plan_.segments, key = tile * screen_.key_tile;
-      Task task{this, query, segment, key, worker};
-      Screen arguments;
-      arguments.queries = scratch_.query_codes.of(0) + query * plan_.code_bytes;
-      arguments.offset = scratch_.offset.of(0) + query;
-      arguments.threshold = scratch_.threshold.of(segment) + query;
-      arguments.slope = scratch_.slope.of(0) + query;
-      arguments.reach = scratch_.reach.of(0) + query;
-      arguments.query_tiles = ceil_div(std::min(plan_.block, slab_ - query), screen_.query_tile);
-      arguments.keys = scratch_.key_codes.of(0) + key * plan_.code_bytes;
-      arguments.key_scale = scratch_.key_scale.of(0) + key;
-      arguments.tile_norm = scratch_.tile_norm.of(0) + tile;
-      arguments.tile_residual = scratch_.tile_residual.of(0) + tile;
-      arguments.key_tiles = tiles * (segment + 1) / plan_.segments - tile;
-      arguments.depth = depth_;
-      arguments.hit = [](void* context, int64_t query, int64_t key, uint64_t mask, const float* products) {
-        const Task& task = *static_cast<Task*>(context);
-        task.search->hit(task, task.query + query, task.key + key, mask, products);
+      const int64_t tile = tiles * segment / plan_.segments;
+      Task task{this, query, segment, chunk_ + tile * screen_.key_tile, worker};
+      Screen screen = arguments(segment, query, tile, tiles * (segment + 1) / plan_.segments - tile);
+      screen.hit = [](void* context, int64_t query, int64_t key, uint64_t mask) {
+        Task& task = *static_cast<Task*>(context);
+        task.search->hit(task, task.query + query, task.key + key, mask);
       };
-      arguments.context = &task;
-      screen_.run(arguments);
+      screen.context = &task;
+      screen_.run(screen);
+      score(task);
     });
   }
 
-  void hit(const Task& task, int64_t query, int64_t key, uint64_t mask, const float* products) {
-    State& state = this->state(task.segment, query);
-    const float *scale = scratch_.key_scale.of(0) + key, *norm = scratch_.key_norm.of(0) + key,
-                *residual = scratch_.key_residual.of(0) + key;
-    const double unit = scratch_.query_unit.of(0)[query], slope = unit * (1 + 0x1p-20) * scratch_.slope.of(0)[query],
-                 reach = unit * (1 + 0x1p-20) * scratch_.reach.of(0)[query];
-    const auto candidate = [&](uint64_t bits) {
-      const int at = __builtin_ctzll(bits);
-      return Candidate{unit * products[at] * scale[at], static_cast<float>(slope * norm[at] + reach * residual[at]),
-                       static_cast<int32_t>(chunk_ + key + at)};
-    };
-    const int64_t left = key_count_ - chunk_ - key;  // the last tile is padded
+  void hit(Task& task, int64_t query, int64_t key, uint64_t mask) {
+    const int64_t left = key_count_ - key;  // the last tile is padded
     if (left < 64) mask &= left > 0 ? (uint64_t{1} << left) - 1 : 0;
-    double floor = -infinity;
-    if (__builtin_popcountll(mask) > 2 * k_) {  // as in the first tile: k of these keys rule out most of the others
-      double low[64];
-      int64_t count = 0;
-      for (uint64_t bits = mask; bits; bits &= bits - 1) low[count++] = candidate(bits).low();
-      std::nth_element(low, low + k_ - 1, low + count, std::greater<double>());
-      floor = low[k_ - 1];
-    }
-    for (; mask; mask &= mask - 1) {
-      const Candidate next = candidate(mask);
-      // A key that can only equal the threshold loses to the k before it by its index.
-      if (next.high() <= state.threshold || next.high() < floor) continue;
-      add(next, state, task.segment, query, task.worker);
-    }
+    for (; mask; mask &= mask - 1) wait(task, query, key + __builtin_ctzll(mask));
   }
 
-  void add(const Candidate& candidate, State& state, int64_t segment, int64_t query, int worker) {
-    candidates(segment, query)[state.count++] = candidate;
-    if (raise(candidate.low(), k_, state, lows(segment, query))) set_limit(state, segment, query);
-    if (state.count == plan_.capacity) compact(state, segment, query, worker);
+  void wait(Task& task, int64_t query, int64_t key) {
+    if (task.count == plan_.batch) score(task);
+    scratch_.pairs.of(task.worker)[task.count++] = {static_cast<int32_t>(query), static_cast<int32_t>(key)};
   }
 
-  // The threshold as the screen compares it, rounded down.
-  void set_limit(const State& state, int64_t segment, int64_t query) const {
-    if (!plan_.screened) return;
-    const double limit = state.threshold * scratch_.query_inverse.of(0)[query];
-    const double lowered = limit - std::abs(limit) * 0x1p-21 - (limit == 0 ? 0 : 1e-30);
-    scratch_.threshold.of(segment)[query] = static_cast<float>(lowered);
-  }
+  // Gives the waiting pairs their true scores, query by query: their rows and heaps come from far away.
+  void score(Task& task) {
+    const Pair *pairs = scratch_.pairs.of(task.worker), *end = pairs + task.count;
+    Pair* sorted = scratch_.sorted.of(task.worker);
+    int32_t* place = scratch_.places.of(task.worker);
+    std::fill_n(place, plan_.block + 1, 0);
+    for (const Pair* pair = pairs; pair < end; ++pair) ++place[pair->query - task.query + 1];
+    for (int64_t i = 1; i < plan_.block; ++i) place[i] += place[i - 1];
+    for (const Pair* pair = pairs; pair < end; ++pair) sorted[place[pair->query - task.query]++] = *pair;
 
-  // Makes room: drops what the bounds rule out and, where that is little, decides the rest exactly.
-  void compact(State& state, int64_t segment, int64_t query, int worker) {
-    Candidate* list = candidates(segment, query);
-    state.count = drop(list, state.count, state.threshold);
-    if (state.count <= (plan_.capacity + k_) / 2) return;
-    const int64_t rescored = rescore(list, state.count, query, worker);
-    state.rescored += rescored;
-    state.undecided += rescored > 0;
-    std::nth_element(list, list + k_ - 1, list + state.count, Before());
-    state.count = k_;
-    double* heap = lows(segment, query);
-    for (int64_t i = 0; i < k_; ++i) heap[i] = list[i].score;
-    std::make_heap(heap, heap + k_, std::greater<double>());
-    state.threshold = heap[0];
-    set_limit(state, segment, query);
-  }
-
-  static int64_t drop(Candidate* list, int64_t count, double threshold) {
-    return std::remove_if(list, list + count, [=](const Candidate& c) { return c.high() < threshold; }) - list;
-  }
-
-  // Gives every candidate its true score.
-  int64_t rescore(Candidate* list, int64_t count, int64_t query, int worker) const {
-    int32_t *positions = scratch_.positions.of(worker), *indices = scratch_.indices.of(worker);
-    int64_t open = 0;
-    for (int64_t i = 0; i < count; ++i)
-      if (list[i].error != 0) {
-        positions[open] = static_cast<int32_t>(i);
-        indices[open++] = list[i].index;
+    double* dots = scratch_.dots.of(task.worker);
+    exact_.dots(queries_ + first_ * row_bytes_, keys_, dtype_, sorted, task.count, depth_, dots,
+                scratch_.row.of(task.worker));
+    for (int64_t i = 0; i < task.count; ++i) {
+      const auto [query, key] = sorted[i];
+      double score;
+      if (cosine_) {
+        const double norms = query_norm(query) * scratch_.key_norms.of(0)[key];
+        score = norms > 0 ? dots[i] / norms : 0.0;
+      } else {
+        score = std::ldexp(dots[i], -exponent(query));
       }
-    const double* scores = true_scores(indices, open, query, worker);
-    for (int64_t i = 0; i < open; ++i) list[positions[i]] = {scores[i], 0.0f, indices[i]};
-    return open;
+      State& state = this->state(task.segment, query);
+      ++state.scored;
+      if (push({score, key}, k_, state, heap(task.segment, query)) && plan_.screened)
+        set_limit(state.threshold, task.segment, query);
+    }
+    task.count = 0;
   }
 
-  const double* true_scores(const int32_t* indices, int64_t count, int64_t query, int worker) const {
-    double *dots = scratch_.dots.of(worker), *wide = scratch_.wide.of(worker);
-    exact_.widen(queries_ + (first_ + query) * row_bytes_, dtype_, depth_, wide);
-    exact_.dots(wide, keys_, dtype_, indices, count, depth_, dots, scratch_.row.of(worker));
-    const double* key_norms = scratch_.key_norms.of(0);
-    const double norm = query_norm(query), unit = std::ldexp(1.0, -exponent(query));
-    for (int64_t i = 0; i < count; ++i) {
-      const double norms = norm * key_norms[indices[i]];
-      dots[i] = !cosine_ ? dots[i] * unit : norms > 0 ? dots[i] / norms : 0.0;
-    }
-    return dots;
+  // The threshold as the screen compares it, rounded down. A key that can only equal it loses to the k before it by its
+  // index.
+  void set_limit(double threshold, int64_t segment, int64_t query) const {
+    const double limit = threshold * scratch_.query_inverse.of(0)[query];
+    const double lowered = limit - std::abs(limit) * 0x1p-21 - (limit == 0 ? 0 : 1e-30);
+    raise_limit(static_cast<float>(lowered), segment, query);
+  }
+
+  void raise_limit(float limit, int64_t segment, int64_t query) const {
+    float& known = scratch_.threshold.of(segment)[query];
+    known = std::max(known, limit);
   }
 
   // Without a screen: every key's true score.
   void scan() {
-    parallel_for(slab_ * plan_.segments, plan_.threads, [&](int64_t task, int worker) {
-      const int64_t segment = task % plan_.segments, query = task / plan_.segments;
-      State& state = this->state(segment, query);
-      int32_t* indices = scratch_.indices.of(worker);
+    parallel_for(slab_ * plan_.segments, plan_.threads, [&](int64_t number, int worker) {
+      const int64_t segment = number % plan_.segments, query = number / plan_.segments;
+      Task task{this, query, segment, 0, worker};
       const int64_t end = key_count_ * (segment + 1) / plan_.segments;
-      for (int64_t key = key_count_ * segment / plan_.segments; key < end;) {
-        const int64_t size = std::min(end - key, plan_.capacity);
-        for (int64_t i = 0; i < size; ++i) indices[i] = static_cast<int32_t>(key + i);
-        const double* scores = true_scores(indices, size, query, worker);
-        for (int64_t i = 0; i < size; ++i) {
-          if (scores[i] <= state.threshold) continue;
-          add({scores[i], 0.0f, static_cast<int32_t>(key + i)}, state, segment, query, worker);
-        }
-        key += size;
-        state.rescored += size;
-      }
+      for (int64_t key = key_count_ * segment / plan_.segments; key < end; ++key) wait(task, query, key);
+      score(task);
     });
   }
 
@@ -310,17 +301,13 @@ class Search {
           for (int64_t i = 0; i < k_; ++i) score[i] = 0.0f, index[i] = i;
           continue;
         }
-        Candidate* list = scratch_.merged.of(worker);
+        Scored* list = scratch_.merged.of(worker);
         int64_t count = 0;
-        double threshold = -infinity;
         for (int64_t segment = 0; segment < plan_.segments; ++segment) {
-          const State& part = state(segment, query);
-          std::copy_n(candidates(segment, query), part.count, list + count);
-          count += part.count;
-          threshold = std::max(threshold, part.threshold);
+          const int64_t found = state(segment, query).found;
+          std::copy_n(heap(segment, query), found, list + count);
+          count += found;
         }
-        count = drop(list, count, threshold);
-        state(0, query).rescored += rescore(list, count, query, worker);
         std::partial_sort(list, list + k_, list + count, Before());
         const int exponent = this->exponent(query);
         for (int64_t i = 0; i < k_; ++i) {
@@ -330,12 +317,10 @@ class Search {
       }
     });
     for (int64_t query = 0; query < slab_; ++query) {
-      int64_t undecided = 0;
-      for (int64_t segment = 0; segment < plan_.segments; ++segment) {
-        undecided += state(segment, query).undecided;
-        report[1] += state(segment, query).rescored;
-      }
-      report[0] += undecided > 0;
+      int64_t scored = 0;
+      for (int64_t segment = 0; segment < plan_.segments; ++segment) scored += state(segment, query).scored;
+      report[0] += plan_.screened && 2 * scored > key_count_;
+      report[1] += scored;
     }
   }
 
@@ -350,14 +335,14 @@ class Search {
   const TopkScreen& screen_ = plan_.screen;
   std::atomic<int64_t> bad_row_{no_row};
   int key_exponent_ = 0;
-  int64_t first_ = 0, slab_ = 0, chunk_ = 0;
+  int64_t first_ = 0, slab_ = 0, chunk_ = 0, encoded_ = -1;
 };
 
 }  // namespace
 
 int64_t workspace(int64_t queries, int64_t keys, int64_t depth, int64_t k, int threads) {
   Workspace measure;
-  Scratch(measure, Plan(queries, keys, depth, k, threads), queries, keys, depth, k);
+  Scratch(measure, Plan(queries, keys, depth, k, threads), queries, keys, k);
   return measure.bytes();
 }
 
@@ -377,7 +362,7 @@ void forward(Tensor queries_tensor, Tensor keys_tensor, int64_t k, bool cosine, 
 
   const Plan plan(queries, keys, depth, k, threads);
   Workspace memory(workspace);
-  const Scratch scratch(memory, plan, queries, keys, depth, k);
+  const Scratch scratch(memory, plan, queries, keys, k);
   Search(query_rows, key_rows, dtype, queries, keys, depth, k, cosine, plan, scratch).run(scores, indices, report);
 }
 

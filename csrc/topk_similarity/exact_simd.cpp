@@ -20,7 +20,6 @@ inline vdouble widen(const float* p) {
   return __builtin_convertvector(*reinterpret_cast<const vhalf*>(p), vdouble);
 #endif
 }
-inline vdouble load_doubles(const double* p) { return *reinterpret_cast<const vdouble*>(p); }
 
 struct Sum {
   vdouble part[registers];
@@ -62,64 +61,58 @@ void squared_norms(const void* rows, Dtype dtype, int64_t count, int64_t depth, 
     norms[row] = squared_norm(as_floats(rows, dtype, row, depth, scratch), depth);
 }
 
-// Several keys at once, as one sum alone waits for each of its additions.
+// Several pairs at once, as one sum alone waits for each of its additions.
 constexpr int together = registers == 4 ? 2 : 4;
 
-template <int keys>
-inline void dot_group(const double* query, const float* const* row, int64_t depth, double* dots) {
-  Sum sum[keys]{};
+template <int pairs>
+inline void dot_group(const float* const* query, const float* const* key, int64_t depth, double* dots) {
+  Sum sum[pairs]{};
   const int64_t whole = depth / 8 * 8;
   for (int64_t d = 0; d < whole; d += 8)
 #pragma GCC unroll 8
-    for (int r = 0; r < registers; ++r) {
-      const vdouble q = load_doubles(query + d + r * doubles);
+    for (int r = 0; r < registers; ++r)
 #pragma GCC unroll 8
-      for (int i = 0; i < keys; ++i) sum[i].part[r] += q * widen(row[i] + d + r * doubles);
-    }
+      for (int i = 0; i < pairs; ++i)
+        sum[i].part[r] += widen(query[i] + d + r * doubles) * widen(key[i] + d + r * doubles);
 #pragma GCC unroll 8
-  for (int i = 0; i < keys; ++i) {
+  for (int i = 0; i < pairs; ++i) {
     if (whole < depth) {
-      float tail[8];
-      copy_tail(row[i], depth, tail);
+      float query_tail[8], key_tail[8];
+      copy_tail(query[i], depth, query_tail);
+      copy_tail(key[i], depth, key_tail);
       for (int r = 0; r < registers; ++r)
-        sum[i].part[r] += load_doubles(query + whole + r * doubles) * widen(tail + r * doubles);
+        sum[i].part[r] += widen(query_tail + r * doubles) * widen(key_tail + r * doubles);
     }
     dots[i] = sum[i].total();
   }
 }
 
-void dots(const double* query, const void* keys, Dtype dtype, const int32_t* index, int64_t count, int64_t depth,
+void dots(const void* queries, const void* keys, Dtype dtype, const Pair* pairs, int64_t count, int64_t depth,
           double* dots, float* scratch) {
   int64_t i = 0;
   if (dtype == Dtype::f32) {
-    const float* table = static_cast<const float*>(keys);
+    const float *query_rows = static_cast<const float*>(queries), *key_rows = static_cast<const float*>(keys);
     for (; i + together <= count; i += together) {
-      const float* row[together];
+      const float *query[together], *key[together];
       for (int j = 0; j < together; ++j) {
-        row[j] = table + index[i + j] * depth;
-        // the rows of the next group come from anywhere in the table
-        if (i + together + j < count)
-          for (int64_t d = 0; d < depth; d += 16) __builtin_prefetch(table + index[i + together + j] * depth + d);
+        query[j] = query_rows + pairs[i + j].query * depth;
+        key[j] = key_rows + pairs[i + j].key * depth;
       }
-      dot_group<together>(query, row, depth, dots + i);
+      dot_group<together>(query, key, depth, dots + i);
     }
   }
-  for (; i < count; ++i) {
-    const float* row = as_floats(keys, dtype, index[i], depth, scratch);
-    dot_group<1>(query, &row, depth, dots + i);
+  const float* query = nullptr;
+  for (int64_t first = i; i < count; ++i) {
+    if (i == first || pairs[i].query != pairs[i - 1].query)
+      query = as_floats(queries, dtype, pairs[i].query, depth, scratch);
+    const float* key = as_floats(keys, dtype, pairs[i].key, depth, scratch + depth);
+    dot_group<1>(&query, &key, depth, dots + i);
   }
-}
-
-void widen_row(const void* row, Dtype dtype, int64_t depth, double* wide) {
-  with_dtype(dtype, [&](auto constant) {
-    for (int64_t d = 0; d < depth; ++d) wide[d] = load_as_float(row, constant.value, d);
-  });
-  for (int64_t d = depth; d % 8; ++d) wide[d] = 0.0;
 }
 
 }  // namespace
 
-extern const TopkExact topk_exact = {squared_norms, dots, widen_row};
+extern const TopkExact topk_exact = {squared_norms, dots};
 
 }  // namespace OFA_ISA
 }  // namespace ofa

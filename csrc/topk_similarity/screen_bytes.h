@@ -1,205 +1,183 @@
-// The screen in int8, for *_simd.cpp. VNNI multiplies unsigned by signed bytes: keys are shifted by 128, which is taken
-// back in what a query's sums begin with.
+// The screen in int8, for *_simd.cpp: rows as bytes, and their products by AMX tiles or by VNNI.
 #pragma once
+
+#include "simd.h"
+
+namespace ofa {
+namespace OFA_ISA {
+
+using Code = int8_t;
+#if defined(__AMX_INT8__)
+constexpr int step = 64, query_tile = 32, key_tile = 32;
+constexpr int key_shift = 0;
+#else
+constexpr int step = 4, query_tile = 64, key_tile = 6;
+constexpr int key_shift = 0x80;  // VNNI multiplies unsigned by signed bytes
+#endif
+
+}  // namespace OFA_ISA
+}  // namespace ofa
 
 #include "topk_similarity/screen.h"
 
 namespace ofa {
 namespace OFA_ISA {
 
-using Code = int8_t;
-constexpr bool exact_products = true;
-#if defined(__AMX_INT8__)
-constexpr int step = 64, query_tile = 32, key_tile = 32;
-constexpr uint32_t key_shift = 0;
-#else
-constexpr int step = 4, query_tile = 6, key_tile = 64;
-constexpr uint32_t key_shift = 0x80808080;
-#endif
+// int32 sums are exact. Two rounded factors and at most two rotations of six additions each, for both rows of a pair.
+constexpr double rounding = 32 * 0x1p-24, rounding_per_term = 0;
 
-// code[d] = round(row[d] / (norm * scale)). Returns the norm of what rounding leaves of row / norm.
-static inline double round_to_bytes(const float* row, int64_t depth, double norm, float scale, int8_t* code) {
-  const __m512d unit = _mm512_set1_pd(1.0 / norm), ratio = _mm512_set1_pd(1.0 / (norm * scale)),
-                factor = _mm512_set1_pd(scale);
-  __m512d squares = _mm512_setzero_pd();
-  for (int64_t d = 0; d < depth; d += 8) {
-    const __mmask8 inside = depth - d < 8 ? (1 << (depth - d)) - 1 : 0xff;
-    const __m512d x = _mm512_cvtps_pd(_mm256_maskz_loadu_ps(inside, row + d));
-    const __m256i rounded = _mm512_cvtpd_epi32(_mm512_mul_pd(x, ratio));
-    const __m512d rest = _mm512_sub_pd(_mm512_mul_pd(x, unit), _mm512_mul_pd(_mm512_cvtepi32_pd(rounded), factor));
-    squares = _mm512_fmadd_pd(rest, rest, squares);
-    _mm256_mask_cvtepi32_storeu_epi8(code + d, inside, rounded);
-  }
-  return __builtin_sqrt(_mm512_reduce_add_pd(squares));
+static inline int64_t padded(int64_t depth) { return (depth + 63) / 64 * 64; }
+static int64_t scratch_size(int64_t depth) { return (key_tile + 2) * padded(depth); }
+
+// A product exceeds a number where it exceeds the whole number below. No product lies outside the range of int32.
+static inline vint whole_limits(const Screen& s, int64_t query, const KeyTile& tile) {
+  __m512 limit = reinterpret_cast<__m512>(limits(s, query, tile));
+  limit = _mm512_max_ps(_mm512_min_ps(limit, _mm512_set1_ps(0x1.fffffep30f)), _mm512_set1_ps(-0x1p31f));
+  return reinterpret_cast<vint>(_mm512_cvt_roundps_epi32(limit, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
 }
 
-static inline float largest_magnitude(const float* row, int64_t depth) {
-  __m512 largest = _mm512_setzero_ps();
-  for (int64_t d = 0; d < depth; d += 16) {
-    const __mmask16 inside = depth - d < 16 ? (1 << (depth - d)) - 1 : 0xffff;
-    largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_maskz_loadu_ps(inside, row + d)));
+// A Hadamard transform of each register: four stages of sums and differences of numbers 1, 2, 4 and 8 lanes apart.
+static inline __m512 signs(__mmask16 negative) {
+  return _mm512_mask_blend_ps(negative, _mm512_set1_ps(1.0f), _mm512_set1_ps(-1.0f));
+}
+static inline __m512 mix_16(__m512 x) {
+  x = _mm512_fmadd_ps(x, signs(0xaaaa), _mm512_permute_ps(x, 0xb1));
+  x = _mm512_fmadd_ps(x, signs(0xcccc), _mm512_permute_ps(x, 0x4e));
+  x = _mm512_fmadd_ps(x, signs(0xf0f0), _mm512_shuffle_f32x4(x, x, 0xb1));
+  return _mm512_fmadd_ps(x, signs(0xff00), _mm512_shuffle_f32x4(x, x, 0x4e));
+}
+
+static inline void mix_64(float* x) {
+  const __m512 a = mix_16(_mm512_loadu_ps(x)), b = mix_16(_mm512_loadu_ps(x + 16)), c = mix_16(_mm512_loadu_ps(x + 32)),
+               d = mix_16(_mm512_loadu_ps(x + 48));
+  const __m512 ab = _mm512_add_ps(a, b), a_b = _mm512_sub_ps(a, b), cd = _mm512_add_ps(c, d), c_d = _mm512_sub_ps(c, d);
+  const __m512 eighth = _mm512_set1_ps(0.125f);
+  _mm512_storeu_ps(x, _mm512_mul_ps(eighth, _mm512_add_ps(ab, cd)));
+  _mm512_storeu_ps(x + 16, _mm512_mul_ps(eighth, _mm512_add_ps(a_b, c_d)));
+  _mm512_storeu_ps(x + 32, _mm512_mul_ps(eighth, _mm512_sub_ps(ab, cd)));
+  _mm512_storeu_ps(x + 48, _mm512_mul_ps(eighth, _mm512_sub_ps(a_b, c_d)));
+}
+
+// Spreads large entries over the others of 64 (16), so that one scale suits all: signs change in a fixed pattern, lest
+// entries that are alike gather in one, then an orthogonal matrix acts on each window, the last one overlapping.
+static inline void turn(float* x, int64_t depth) {
+  if (depth >= 64) {
+    for (int64_t d = 0; d < depth; d += 64) mix_64(x + (d + 64 <= depth ? d : depth - 64));
+  } else if (depth >= 16) {
+    for (int64_t d = 0; d < depth; d += 16) {
+      float* window = x + (d + 16 <= depth ? d : depth - 16);
+      _mm512_storeu_ps(window, _mm512_mul_ps(_mm512_set1_ps(0.25f), mix_16(_mm512_loadu_ps(window))));
+    }
   }
+}
+
+// row * factor, turned, padded with zeros. Returns the largest magnitude.
+static inline float prepare(const float* row, int64_t depth, double factor, float* turned) {
+  // in two factors, as one may lie beyond the range of float
+  const float first = factor > 0x1p96 ? 0x1p96f : factor < 0x1p-96 ? 0x1p-96f : 1.0f;
+  const __m512 before = _mm512_set1_ps(first), after = _mm512_set1_ps(static_cast<float>(factor / first)),
+               pattern[4] = {after * signs(0x6b1c), after * signs(0x92d5), after * signs(0x3aa7),
+                             after * signs(0xc64e)};
+  for (int64_t d = 0; d < padded(depth); d += 16) {
+    const __mmask16 inside = depth - d >= 16 ? 0xffff : depth > d ? (1 << (depth - d)) - 1 : 0;
+    const __m512 x = _mm512_mul_ps(_mm512_maskz_loadu_ps(inside, row + d), before);
+    _mm512_storeu_ps(turned + d, x * pattern[d / 16 % 4]);
+  }
+  turn(turned, depth);
+  __m512 largest = _mm512_setzero_ps();
+  for (int64_t d = 0; d < depth; d += 16) largest = _mm512_max_ps(largest, _mm512_abs_ps(_mm512_loadu_ps(turned + d)));
   return _mm512_reduce_max_ps(largest);
 }
 
-// Where word i (four codes) of row r lies in a tile. AMX wants the left operand's rows of 64 bytes whole.
-static inline int64_t place(int64_t i, int r, int tile, bool query) {
-#if defined(__AMX_INT8__)
-  if (query) return (i / 16 * tile + r) * 64 + i % 16 * 4;
-#endif
-  (void)query;
-  return (i * tile + r) * 4;
+// The scale in which `largest` is at most 127; no smaller than lets its inverse be a float.
+static inline float scale_for(float largest) {
+  const float scale = largest / 127 * (1 + 0x1p-22f);
+  return scale > 0x1p-64f ? scale : 0x1p-64f;
 }
 
-static void encode(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* norms, int tile,
-                   const Encoded& out, float* scratch) {
-  const bool query = out.offset;
-  const int64_t words = (depth + step - 1) / step * (step / 4);
-  int8_t* code = reinterpret_cast<int8_t*>(scratch + scratch_size(depth) / 2);
-  char* codes = static_cast<char*>(out.codes);
-  std::memset(code, 0, words * 4);
-  for (int r = 0; r < tile; ++r) {
-    const bool zero = r >= count || norms[r] == 0;
-    out.scale[r] = out.residual[r] = 0.0f;
-    if (zero) {
-      std::memset(code, 0, depth);
+// codes[d] = round(turned[d] / scale), in groups of 64 that lie `stride` apart. Returns the norm of what that leaves.
+static inline float round_to_bytes(const float* turned, int64_t depth, float scale, int8_t* codes, int64_t stride) {
+  const __m512 inverse = _mm512_set1_ps(1 / scale), factor = _mm512_set1_ps(scale);
+  __m512 squares = _mm512_setzero_ps();
+  const int64_t length = (depth + step - 1) / step * step;
+  for (int64_t d = 0; d < length; d += 16) {
+    const __mmask16 inside = length - d < 16 ? (1 << (length - d)) - 1 : 0xffff;
+    const __m512 x = _mm512_loadu_ps(turned + d);
+    const __m512i rounded = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverse));
+    const __m512 rest = _mm512_fnmadd_ps(_mm512_cvtepi32_ps(rounded), factor, x);
+    squares = _mm512_fmadd_ps(rest, rest, squares);
+    _mm512_mask_cvtepi32_storeu_epi8(codes + d / 64 * stride + d % 64, inside, rounded);
+  }
+  // the squares are summed with a relative error of depth / 16 + 8 roundings, and may underflow
+  const float slack = 1 + static_cast<float>(depth / 16 + 32) * 0x1p-23f;
+  return __builtin_sqrtf(_mm512_reduce_add_ps(squares) * slack) + 0x1p-50f;
+}
+
+static void encode_keys(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* factor,
+                        const Encoded& out, float* scratch) {
+  const int64_t length = (depth + step - 1) / step * step, width = padded(depth);
+  float *wide = scratch, *turned = scratch + width, largest = 0;
+  for (int64_t r = 0; r < count; ++r) {
+    if (factor[r] == 0) continue;
+    const float top = prepare(as_floats(rows, dtype, r, depth, wide), depth, factor[r], turned + r * width);
+    if (top > largest) largest = top;
+  }
+  *out.scale = scale_for(largest);
+  *out.residual = 0;
+  int8_t* codes = static_cast<int8_t*>(out.codes);
+#if defined(__AMX_INT8__)  // [depth / 64][key][64]
+  const int64_t row_stride = 64, stride = key_tile * 64;
+#else  // [key][depth]
+  const int64_t row_stride = length, stride = 64;
+#endif
+  for (int r = 0; r < key_tile; ++r) {
+    int8_t* code = codes + r * row_stride;
+    if (r >= count || factor[r] == 0) {
+      for (int64_t d = 0; d < length; d += 4) std::memset(code + d / 64 * stride + d % 64, 0, 4);
     } else {
-      const float* row = as_floats(rows, dtype, r, depth, scratch);
-      const float scale = static_cast<float>(largest_magnitude(row, depth) / norms[r] / 127 * (1 + 0x1p-22));
-      out.scale[r] = scale;
-      out.residual[r] = static_cast<float>(round_to_bytes(row, depth, norms[r], scale, code) * (1 + 0x1p-20));
+      const float rest = round_to_bytes(turned + r * width, depth, *out.scale, code, stride);
+      if (rest > *out.residual) *out.residual = rest;
     }
-    for (int64_t i = 0; i < words; ++i) {
-      uint32_t word;
-      std::memcpy(&word, code + 4 * i, 4);
-      if (!query) word ^= key_shift;
-      std::memcpy(codes + place(i, r, tile, query), &word, 4);
-    }
-    if (!query) continue;
-    out.offset[r] = 0;
-    if (key_shift)
-      for (int64_t d = 0; d < depth; ++d) out.offset[r] -= 128 * code[d];
   }
+  if (key_shift)
+    for (int64_t i = 0; i < key_tile * length; ++i) codes[i] = static_cast<int8_t>(codes[i] ^ key_shift);
 }
 
+// Where word i (four codes) of query r lies: words of all queries (AMX: of sixteen) side by side.
+static inline int64_t place(int64_t i, int r) {
 #if defined(__AMX_INT8__)
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static const TileConfig tile_config;
-
-// The products of 32 queries and 32 keys.
-static inline void multiply_tile(const int8_t* queries, const int8_t* keys, int64_t steps, int32_t* products) {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  for (int64_t t = 0; t < steps; ++t, queries += query_tile * step, keys += key_tile * step) {
-    _tile_loadd(4, queries, 64);
-    _tile_loadd(6, keys, 4 * key_tile);
-    _tile_loadd(7, keys + 64, 4 * key_tile);
-    _tile_loadd(5, queries + 16 * step, 64);
-    _tile_dpbssd(0, 4, 6);
-    _tile_dpbssd(1, 4, 7);
-    _tile_dpbssd(2, 5, 6);
-    _tile_dpbssd(3, 5, 7);
-  }
-  _tile_stored(0, products, 4 * key_tile);
-  _tile_stored(1, products + 16, 4 * key_tile);
-  _tile_stored(2, products + 16 * key_tile, 4 * key_tile);
-  _tile_stored(3, products + 16 * key_tile + 16, 4 * key_tile);
-}
-
-// All comparisons before the first branch: what passes is rare, and a mispredicted branch would stop the
-// multiplication.
-static inline void gate_tile(const Screen& s, const int32_t* products, int64_t query, int64_t tile) {
-  float limit[query_tile];
-  limits<query_tile>(s, query, tile, limit);
-  const float* scales = s.key_scale + tile * key_tile;
-  const vfloat scale[2] = {load(scales), load(scales + 16)};
-  const vint* rows = reinterpret_cast<const vint*>(products);
-  alignas(64) uint32_t masks[query_tile];
-#  pragma GCC unroll 8
-  for (int i = 0; i < query_tile; ++i) {
-    const vfloat bound = splat(limit[i]);
-    masks[i] = static_cast<uint32_t>(above(to_float(rows[2 * i]) * scale[0], bound) |
-                                     above(to_float(rows[2 * i + 1]) * scale[1], bound) << 16);
-  }
-  const __m512i low = _mm512_load_si512(masks), high = _mm512_load_si512(masks + 16);
-  uint32_t hits = _mm512_test_epi32_mask(low, low) | _mm512_test_epi32_mask(high, high) << 16;
-  for (; hits; hits &= hits - 1) {
-    const int i = __builtin_ctz(hits);
-    float values[key_tile];
-    store(values, to_float(rows[2 * i]));
-    store(values + 16, to_float(rows[2 * i + 1]));
-    s.hit(s.context, query + i, tile * key_tile, masks[i], values);
-  }
-}
-
-// The multiplication of a tile is under way while the products of the one before are compared.
-static void screen(const Screen& s) {
-  const int64_t steps = (s.depth + step - 1) / step;
-  const int8_t *queries = static_cast<const int8_t*>(s.queries), *keys = static_cast<const int8_t*>(s.keys);
-  alignas(64) int32_t products[2][query_tile * key_tile];
-  _tile_loadconfig(&tile_config);
-  int64_t last_query = 0, last_tile = -1;
-  int parity = 0;
-  for (int64_t tile = 0; tile < s.key_tiles; ++tile)
-    for (int64_t query = 0; query < s.query_tiles * query_tile; query += query_tile) {
-      multiply_tile(queries + query * steps * step, keys + tile * key_tile * steps * step, steps, products[parity]);
-      parity = 1 - parity;
-      if (last_tile >= 0) gate_tile(s, products[parity], last_query, last_tile);
-      last_query = query;
-      last_tile = tile;
-    }
-  if (last_tile >= 0) gate_tile(s, products[1 - parity], last_query, last_tile);
-  _tile_release();
-}
-
+  return ((i / 16 * 2 + r / 16) * 16 + i % 16) * 64 + r % 16 * 4;
 #else
-
-static inline void screen_tile(const Screen& s, const int8_t* queries, const int8_t* keys, int64_t steps, int64_t query,
-                               int64_t tile) {
-  vint sum[query_tile][4];
-#  pragma GCC unroll 6
-  for (int i = 0; i < query_tile; ++i)
-#  pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) sum[i][j] = s.offset[query + i] - vint{};
-  for (int64_t t = 0; t < steps; ++t) {
-    __m512i key[4];
-#  pragma GCC unroll 4
-    for (int j = 0; j < 4; ++j) key[j] = _mm512_loadu_si512(keys + (t * 4 + j) * 64);
-#  pragma GCC unroll 6
-    for (int i = 0; i < query_tile; ++i) {
-      int32_t word;
-      std::memcpy(&word, queries + (t * query_tile + i) * 4, 4);
-      const __m512i value = _mm512_set1_epi32(word);
-#  pragma GCC unroll 4
-      for (int j = 0; j < 4; ++j)
-        sum[i][j] = reinterpret_cast<vint>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum[i][j]), key[j], value));
-    }
-  }
-  float limit[query_tile];
-  limits<query_tile>(s, query, tile, limit);
-  const float* scales = s.key_scale + tile * key_tile;
-  const vfloat scale[4] = {load(scales), load(scales + 16), load(scales + 32), load(scales + 48)};
-#  pragma GCC unroll 6
-  for (int i = 0; i < query_tile; ++i) gate<4>(s, query + i, tile * key_tile, sum[i], scale, limit[i]);
-}
-
-static void screen(const Screen& s) {
-  const int64_t steps = (s.depth + step - 1) / step;
-  const int8_t *queries = static_cast<const int8_t*>(s.queries), *keys = static_cast<const int8_t*>(s.keys);
-  for (int64_t tile = 0; tile < s.key_tiles; ++tile)
-    for (int64_t block = 0; block < s.query_tiles; ++block)
-      screen_tile(s, queries + block * query_tile * steps * step, keys + tile * key_tile * steps * step, steps,
-                  block * query_tile, tile);
-}
-
+  return (i * query_tile + r) * 4;
 #endif
+}
+
+static void encode_queries(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* factor,
+                           const Encoded& out, float* scratch) {
+  const int64_t words = (depth + step - 1) / step * (step / 4);
+  float *wide = scratch, *turned = scratch + padded(depth);
+  int8_t* code = reinterpret_cast<int8_t*>(scratch + 2 * padded(depth));
+  char* codes = static_cast<char*>(out.codes);
+  for (int r = 0; r < query_tile; ++r) {
+    out.scale[r] = out.residual[r] = 0.0f;
+    out.offset[r] = 0;
+    if (r >= count || factor[r] == 0) {
+      std::memset(code, 0, words * 4);
+    } else {
+      out.scale[r] = scale_for(prepare(as_floats(rows, dtype, r, depth, wide), depth, factor[r], turned));
+      out.residual[r] = round_to_bytes(turned, depth, out.scale[r], code, 64);
+    }
+    for (int64_t i = 0; i < words; ++i) std::memcpy(codes + place(i, r), code + 4 * i, 4);
+    if (key_shift)
+      for (int64_t d = 0; d < 4 * words; ++d) out.offset[r] -= key_shift * code[d];
+  }
+}
 
 }  // namespace OFA_ISA
 }  // namespace ofa
+
+#if defined(__AMX_INT8__)
+#  include "topk_similarity/screen_amx.h"
+#else
+#  include "topk_similarity/screen_vnni.h"
+#endif

@@ -1,54 +1,72 @@
 // The screen in float32, for *_simd.cpp.
 #pragma once
 
-#include "topk_similarity/screen.h"
+#include "simd.h"
 
 namespace ofa {
 namespace OFA_ISA {
 
 using Code = float;
 constexpr int step = 1;
-constexpr bool exact_products = false;
-constexpr int query_tile = lanes == 16 ? 14 : 6;  // the sums of a tile fill the register file
-constexpr int key_tile = 2 * lanes;
+constexpr int key_tile = lanes == 16 ? 14 : 6;  // the sums of a tile fill the register file
+constexpr int query_tile = 2 * lanes;
 
-static void encode(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* norms, int tile,
-                   const Encoded& out, float* scratch) {
-  float* codes = static_cast<float*>(out.codes);
+}  // namespace OFA_ISA
+}  // namespace ofa
+
+#include "topk_similarity/screen.h"
+
+namespace ofa {
+namespace OFA_ISA {
+
+constexpr double rounding = 16.5 * 0x1p-24, rounding_per_term = 1.01 * 0x1p-24;  // that of the codes included
+
+static int64_t scratch_size(int64_t depth) { return 2 * depth; }
+
+static void encode(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* factor, int tile,
+                   float* codes, float* scratch) {
   for (int r = 0; r < tile; ++r) {
-    const bool zero = r >= count || norms[r] == 0;
-    out.scale[r] = zero ? 0.0f : 1.0f;
-    out.residual[r] = 0.0f;  // the rounding of the codes is counted with that of their products
-    if (out.offset) out.offset[r] = 0;
-    if (zero) {
+    if (r >= count || factor[r] == 0) {
       for (int64_t d = 0; d < depth; ++d) codes[d * tile + r] = 0.0f;
       continue;
     }
-    const double inverse = 1.0 / norms[r];
     const float* row = as_floats(rows, dtype, r, depth, scratch);
-    for (int64_t d = 0; d < depth; ++d) codes[d * tile + r] = static_cast<float>(row[d] * inverse);
+    for (int64_t d = 0; d < depth; ++d) codes[d * tile + r] = static_cast<float>(row[d] * factor[r]);
   }
 }
 
+static void encode_queries(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* factor,
+                           const Encoded& out, float* scratch) {
+  encode(rows, dtype, count, depth, factor, query_tile, static_cast<float*>(out.codes), scratch);
+  for (int r = 0; r < query_tile; ++r) {
+    out.scale[r] = r >= count || factor[r] == 0 ? 0.0f : 1.0f;
+    out.residual[r] = 0.0f;
+    out.offset[r] = 0;
+  }
+}
+
+static void encode_keys(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* factor,
+                        const Encoded& out, float* scratch) {
+  encode(rows, dtype, count, depth, factor, key_tile, static_cast<float*>(out.codes), scratch);
+  *out.scale = 1.0f;
+  *out.residual = 0.0f;
+}
+
 static inline void screen_tile(const Screen& s, const float* queries, const float* keys, int64_t query, int64_t tile) {
-  vfloat sum[query_tile][2];
+  vfloat sum[key_tile][2];
 #pragma GCC unroll 14
-  for (int i = 0; i < query_tile; ++i) sum[i][0] = sum[i][1] = vfloat{};
+  for (int i = 0; i < key_tile; ++i) sum[i][0] = sum[i][1] = vfloat{};
   for (int64_t d = 0; d < s.depth; ++d) {
-    const vfloat key0 = load(keys + d * key_tile), key1 = load(keys + d * key_tile + lanes);
+    const vfloat query0 = load(queries + d * query_tile), query1 = load(queries + d * query_tile + lanes);
 #pragma GCC unroll 14
-    for (int i = 0; i < query_tile; ++i) {
-      const vfloat value = splat(queries[d * query_tile + i]);
-      sum[i][0] += value * key0;
-      sum[i][1] += value * key1;
+    for (int i = 0; i < key_tile; ++i) {
+      const vfloat value = splat(keys[d * key_tile + i]);
+      sum[i][0] += value * query0;
+      sum[i][1] += value * query1;
     }
   }
-  float limit[query_tile];
-  limits<query_tile>(s, query, tile, limit);
-  const float* scales = s.key_scale + tile * key_tile;
-  const vfloat scale[2] = {load(scales), load(scales + lanes)};
-#pragma GCC unroll 14
-  for (int i = 0; i < query_tile; ++i) gate<2>(s, query + i, tile * key_tile, sum[i], scale, limit[i]);
+  const vfloat limit[2] = {limits(s, query, s.tiles[tile]), limits(s, query + lanes, s.tiles[tile])};
+  gate<key_tile, 2, vfloat, float>(s, sum, limit, query, tile);
 }
 
 static void screen(const Screen& s) {

@@ -14,7 +14,7 @@ void forward(Tensor queries,    // [Q, d]
              bool cosine,       // divide by both norms; else plain products
              Tensor scores,     // [Q, k] float32
              Tensor indices,    // [Q, k] int64
-             Tensor report,     // [2] int64: queries whose candidates had to be decided exactly during the scan, and
+             Tensor report,     // [2] int64: queries for which the screen let more than half of the keys pass, and
                                 // pairs whose float64 score was computed
              Tensor workspace,  // [bytes] uint8
              int threads);

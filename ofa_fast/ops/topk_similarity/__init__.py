@@ -124,8 +124,8 @@ def topk_similarity(
     Args:
         queries: [Q, d], float32, bfloat16, float16 or float64. keys: [K, d], of the same dtype.
         k: 1 <= k <= K. metric: "cosine" or "dot".
-        return_report: also return {"undecided": queries for which the low-precision screen left too many candidates
-            and that fell back to float64 during the scan, "rescored": pairs whose float64 score was computed}.
+        return_report: also return {"undecided": queries for which the low-precision screen let more than half of the
+            keys pass, "rescored": pairs whose float64 score was computed}.
 
     Returns:
         scores [Q, k], float64 for float64 inputs, else float32 (a "dot" beyond float32's range is infinite), and
@@ -136,8 +136,8 @@ def topk_similarity(
         ValueError: a shape, ``k`` or ``metric``, or NaN or infinity in the inputs. TypeError: a dtype.
 
     No [Q, K] matrix is formed. Peak extra memory on the CPU for contiguous inputs: 8 (Q + K) bytes of norms, 1 MiB of
-    encoded keys, and at most 24 MiB of candidates with their queries encoded (more where k exceeds 7,500: 104 k bytes
-    for each of 32 queries). The backward pass adds at most four float64 copies of a few columns,
+    encoded keys, at most 24 MiB of queries encoded with their k best (more where k exceeds 39,000: 20 k bytes for each
+    of 32 queries), and 140 d bytes a thread. The backward pass adds at most four float64 copies of a few columns,
     32 MiB each. float64 inputs are computed by the reference, four million scores at a time.
 
     Source: the search of Liu et al. 2024 (arXiv 2311.08849), section 3.2, for the subwords most similar to a new one.

@@ -1,0 +1,105 @@
+// Products of bytes by AMX, for screen_bytes.h.
+#pragma once
+
+namespace ofa {
+namespace OFA_ISA {
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1, start_row = 0, reserved[14] = {};
+  uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+static const TileConfig tile_config;
+
+constexpr int half_tile = 16 * 16;  // products of 16 keys and 16 queries, which lie together
+
+// Begins the products of 32 keys and 32 queries in tiles 0 to 3. What these hold, the products of the pair before, is
+// stored on the way: stored at the end of its own turn, it would keep the multiplier waiting.
+static inline void multiply_tile(const int8_t* keys, const int8_t* queries, int64_t steps, int32_t* before) {
+  constexpr int64_t half = 16 * 64;
+  for (int64_t t = 0; t < steps; ++t, keys += 2 * half, queries += 2 * half) {
+    _tile_loadd(4, keys, 64);
+    _tile_loadd(6, queries, 64);
+    if (t == 0) {
+      _tile_stored(0, before, 64);
+      _tile_zero(0);
+    }
+    _tile_dpbssd(0, 4, 6);
+    _tile_loadd(7, queries + half, 64);
+    if (t == 0) {
+      _tile_stored(1, before + half_tile, 64);
+      _tile_zero(1);
+    }
+    _tile_dpbssd(1, 4, 7);
+    _tile_loadd(5, keys + half, 64);
+    if (t == 0) {
+      _tile_stored(2, before + 2 * half_tile, 64);
+      _tile_zero(2);
+    }
+    _tile_dpbssd(2, 5, 6);
+    if (t == 0) {
+      _tile_stored(3, before + 3 * half_tile, 64);
+      _tile_zero(3);
+    }
+    _tile_dpbssd(3, 5, 7);
+  }
+}
+
+static inline vint largest_of(const int32_t* products) {
+  const vint* row = reinterpret_cast<const vint*>(products);
+  vint a = larger(row[0], row[2 * 16]), b = larger(row[1], row[2 * 16 + 1]);
+#pragma GCC unroll 8
+  for (int i = 2; i < 16; i += 2) {
+    a = larger(a, larger(row[i], row[2 * 16 + i]));
+    b = larger(b, larger(row[i + 1], row[2 * 16 + i + 1]));
+  }
+  return larger(a, b);
+}
+
+// The branch is the only one of a tile: what passes is rare, and a mispredicted one would stop the multiplication.
+static inline void gate_tile(const Screen& s, const int32_t* products, int64_t query, int64_t tile) {
+  const vint largest[2] = {largest_of(products), largest_of(products + half_tile)};
+  if (s.lows) {
+    store_lows(s, to_float(largest[0]), query, tile);
+    store_lows(s, to_float(largest[1]), query + 16, tile);
+    return;
+  }
+  const vint limit[2] = {whole_limits(s, query, s.tiles[tile]), whole_limits(s, query + 16, s.tiles[tile])};
+  uint64_t some = above(largest[0], limit[0]) | above(largest[1], limit[1]) << 16;
+  if (__builtin_expect(some == 0, 1)) return;
+  int32_t bound[query_tile];
+  std::memcpy(bound, limit, sizeof bound);
+  for (; some; some &= some - 1) {
+    const int i = __builtin_ctzll(some);
+    const int32_t* column = products + i / 16 * half_tile + i % 16;
+    s.hit(s.context, query + i, tile * key_tile,
+          column_above<16, 16>(column, bound[i]) | column_above<16, 16>(column + 2 * half_tile, bound[i]) << 16);
+  }
+}
+
+// The multiplication of a tile is under way while the products of the one before are compared.
+static void screen(const Screen& s) {
+  const int64_t steps = (s.depth + step - 1) / step;
+  const int8_t *queries = static_cast<const int8_t*>(s.queries), *keys = static_cast<const int8_t*>(s.keys);
+  alignas(64) int32_t products[key_tile * query_tile];
+  _tile_loadconfig(&tile_config);
+  int64_t last_query = 0, last_tile = -1;
+  for (int64_t tile = 0; tile < s.key_tiles; ++tile)
+    for (int64_t query = 0; query < s.query_tiles * query_tile; query += query_tile) {
+      multiply_tile(keys + tile * key_tile * steps * step, queries + query * steps * step, steps, products);
+      if (last_tile >= 0) gate_tile(s, products, last_query, last_tile);
+      last_query = query;
+      last_tile = tile;
+    }
+  if (last_tile >= 0) {
+    _tile_stored(0, products, 64);
+    _tile_stored(1, products + half_tile, 64);
+    _tile_stored(2, products + 2 * half_tile, 64);
+    _tile_stored(3, products + 3 * half_tile, 64);
+    gate_tile(s, products, last_query, last_tile);
+  }
+  _tile_release();
+}
+
+}  // namespace OFA_ISA
+}  // namespace ofa
