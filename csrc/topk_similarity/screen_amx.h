@@ -1,15 +1,10 @@
 // Products of bytes by AMX, for screen_bytes.h.
 #pragma once
 
+#include "amx.h"
+
 namespace ofa {
 namespace OFA_ISA {
-
-struct alignas(64) TileConfig {
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_of_row[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-};
-static const TileConfig tile_config;
 
 constexpr int half_tile = 16 * 16;  // products of 16 keys and 16 queries, which lie together
 
@@ -82,7 +77,7 @@ static void screen(const Screen& s) {
   const int64_t steps = (s.depth + step - 1) / step;
   const int8_t *queries = static_cast<const int8_t*>(s.queries), *keys = static_cast<const int8_t*>(s.keys);
   alignas(64) int32_t products[key_tile * query_tile];
-  _tile_loadconfig(&tile_config);
+  start_products();
   int64_t last_query = 0, last_tile = -1;
   for (int64_t tile = 0; tile < s.key_tiles; ++tile)
     for (int64_t query = 0; query < s.query_tiles * query_tile; query += query_tile) {
@@ -98,7 +93,7 @@ static void screen(const Screen& s) {
     _tile_stored(3, products + 3 * half_tile, 64);
     gate_tile(s, products, last_query, last_tile);
   }
-  _tile_release();
+  finish_products();
 }
 
 }  // namespace OFA_ISA
