@@ -16,6 +16,7 @@ import torch
 SAMPLE = 0.01  # seconds: faster calls are timed several at once, and the mean of a call is one sample
 OURS = "ofa-fast"
 LEAST = 5  # rounds of ours, whose figures are the ones that all others are divided by
+SLOW = 4.0  # seconds: an entry that takes longer is called once
 
 
 class Skip(Exception):
@@ -36,8 +37,9 @@ class Contest:
 def run(contest: Contest, device: str, rounds: int, seconds: float) -> dict[str, dict]:
     """Interleaved rounds: every entry once a round, until ``rounds`` or its ``seconds`` are used up.
 
-    The first call of each gives its memory and errors and warms it up; where a peer's lasts longer than ``seconds`` it
-    is also its only sample. Ours has at least five, if ``rounds`` allow.
+    The first call of each gives its memory and errors; where it takes longer than ``SLOW`` seconds it is also the only
+    sample. Before every other sample stands a call that is not timed: caches, threads and fresh memory are then what
+    they are in continuous use, whatever ran before. Ours has at least five samples, if ``rounds`` allow.
 
     Returns for each entry: p20, p50 and p80 in seconds, the rounds, peak extra memory without the results in bytes,
     errors, operations and bytes a second.
@@ -58,14 +60,15 @@ def run(contest: Contest, device: str, rounds: int, seconds: float) -> dict[str,
             memory = None if peak is None else max(0, peak - before - _size(result))
             results[name] = {"memory": memory, "errors": contest.errors(result)}
             del result
-            times[name] = [spent] if spent > seconds else []
-            calls[name] = 1 if times[name] else calls_a_sample(entry, device)
+            times[name] = [spent] if spent > SLOW else []
+            calls[name] = 0 if times[name] else calls_a_sample(entry, device)
         for _ in range(rounds):
             for name, entry in contest.entries.items():
                 enough = len(times[name]) >= LEAST if name == OURS else bool(times[name])
-                if enough and sum(times[name]) * calls[name] >= seconds:
+                if not calls[name] or enough and sum(times[name]) * calls[name] >= seconds:
                     continue
                 gc.collect()
+                entry()
                 times[name].append(timed(entry, device, calls[name])[0])
     gc.unfreeze()
     for name, samples in times.items():

@@ -53,14 +53,14 @@ def test_entries_take_turns():
         return call
 
     results = harness.run(contest(ours=entry("ours"), peer=entry("peer")), "cpu", rounds=3, seconds=10)
-    assert calls[-6:] == ["ours", "peer"] * 3
+    assert calls[-12:] == ["ours", "ours", "peer", "peer"] * 3  # untimed, then timed
     assert [result["rounds"] for result in results.values()] == [3, 3]
     assert results["ours"]["operations_per_second"] == pytest.approx(10 / results["ours"]["p50"])
     assert results["peer"]["bytes_per_second"] == pytest.approx(20 / results["peer"]["p50"])
     assert results["ours"]["errors"] == {"off": 0.0}
 
 
-def test_a_slow_entry_is_called_once():
+def test_a_slow_entry_is_called_once(monkeypatch):
     calls = []
 
     def slow():
@@ -69,8 +69,14 @@ def test_a_slow_entry_is_called_once():
         return torch.zeros(1)
 
     (result,) = harness.run(contest(slow=slow), "cpu", rounds=5, seconds=0.02).values()
+    assert result["rounds"] == 1
+
+    calls.clear()
+    monkeypatch.setattr(harness, "SLOW", 0.02)
+    (result,) = harness.run(contest(slow=slow), "cpu", rounds=5, seconds=10).values()
     assert len(calls) == result["rounds"] == 1
     assert result["p20"] == result["p50"] == result["p80"] >= 0.05
+    monkeypatch.undo()
 
     (result,) = harness.run(contest(**{harness.OURS: slow}), "cpu", rounds=9, seconds=0.02).values()
     assert result["rounds"] == harness.LEAST

@@ -33,7 +33,7 @@ def truncated_svd(
     matrix = matrix.contiguous()
 
     def precise_product(matrix, right):
-        u = torch.cat([(p.double() @ right).float() for p in matrix.split(PANEL)])
+        u = _in_float64(matrix, right)
         return u, gram(u)
 
     return (
@@ -41,6 +41,13 @@ def truncated_svd(
         or _by_gram(matrix, rank, _precise_gram, precise_product, 1e-6)
         or _by_qr(matrix, rank)
     )
+
+
+def _in_float64(matrix, right):
+    product = matrix.new_empty(len(matrix), right.shape[1], dtype=torch.float32)
+    for rows, panel in zip(product.split(PANEL), matrix.split(PANEL), strict=True):
+        rows.copy_(panel.double() @ right)
+    return product
 
 
 def _precise_gram(matrix):
@@ -78,7 +85,7 @@ def _by_qr(matrix, rank):
     s, v = s[:rank], vh[:rank].T
     # Below this a direction of A is rounding noise: any orthonormal completion is as good a singular vector.
     kept = int((s > 1e-10 * s[0]).sum()) if s.numel() else 0
-    u = torch.cat([(p.double() @ (v[:, :kept] / s[:kept])).float() for p in matrix.split(PANEL)])
+    u = _in_float64(matrix, v[:, :kept] / s[:kept])
     u = u if kept == rank else _complete(u, rank)
     sign = signs(v.T.float())
     return u.mul_(sign.T), s.float(), v.T.float() * sign
