@@ -1,5 +1,3 @@
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cmath>
 #include <string>
@@ -8,6 +6,7 @@
 #include "factorized_cross_entropy/factorized_cross_entropy.h"
 #include "factorized_cross_entropy/kernels.h"
 #include "gemm.h"
+#include "huge_pages.h"
 #include "parallel.h"
 #include "workspace.h"
 
@@ -173,19 +172,6 @@ struct Inputs {
     }
   }
 };
-
-// Asks for huge pages under memory that is about to be written for the first time: with small ones, the page faults of
-// a large gradient take a third as long as computing it.
-void prefer_huge_pages(void* data, size_t bytes) {
-#if defined(MADV_HUGEPAGE)
-  constexpr uintptr_t page = 1 << 21;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(data), first = (begin + page - 1) & ~(page - 1);
-  const uintptr_t last = (begin + bytes) & ~(page - 1);
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
-}
 
 // The data of a tensor, or null where it is left out.
 template <class T = void>
