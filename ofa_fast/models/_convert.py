@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 from ofa_fast.models._classes import config_twin, model_twin
 from ofa_fast.nn import FactorizedEmbedding, FactorizedHead
 
-_OURS = ("model_type", "source_model_type", "rank", "transformers_version", "architectures", "_name_or_path")
+NOT_COPIED = ("model_type", "source_model_type", "rank", "transformers_version", "architectures", "_name_or_path")
 
 
 def build_model(source_model: PreTrainedModel, result, target_tokenizer, head=None) -> PreTrainedModel:
@@ -75,7 +75,7 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model.get_input_embeddings(), FactorizedEmbedding):
         raise TypeError(f"model must have a factorised table, got {type(model).__name__}")
     stock = type(model).stock_class
-    values = {name: value for name, value in model.config.to_dict().items() if name not in _OURS}
+    values = {name: value for name, value in model.config.to_dict().items() if name not in NOT_COPIED}
     config = stock.config_class(**values)
     config._attn_implementation = model.config._attn_implementation
     dense = _empty(stock, config, model.dtype)
@@ -123,7 +123,7 @@ def _check(source_model: PreTrainedModel, result, target_tokenizer, head) -> Non
 def _target_config(source_model: PreTrainedModel, result, tokenizer) -> tuple[dict, dict[str, int]]:
     """Values for the new configuration, and by how many rows each position table moves."""
     source = source_model.config
-    values = {name: value for name, value in source.to_dict().items() if name not in (*_OURS, "tokenizer_class")}
+    values = {name: value for name, value in source.to_dict().items() if name not in (*NOT_COPIED, "tokenizer_class")}
     values["vocab_size"] = result.coordinates.shape[0]
     values |= _token_ids(values, tokenizer)
     counted = [
