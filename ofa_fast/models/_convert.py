@@ -57,9 +57,10 @@ def build_model(source_model: PreTrainedModel, result, target_tokenizer, head=No
         if output is not None:
             if head is not None:
                 _fill(output, head)
-            if output.bias is not None:
+            per_token = _token_bias(model)
+            if per_token is not None:
                 bias = (head or result).bias
-                output.bias.zero_() if bias is None else output.bias.copy_(bias)
+                per_token.zero_() if bias is None else per_token.copy_(bias)
     return model.to(source_model.device).train(source_model.training)
 
 
@@ -116,7 +117,7 @@ def _check(source_model: PreTrainedModel, result, target_tokenizer, head) -> Non
         shapes = [None if t.basis is None else list(t.basis.shape) for t in (result, head)]
         if shapes[0] != shapes[1] or head.coordinates.shape != result.coordinates.shape:
             raise ValueError("head and result must be tables of the same size and rank")
-    if output is not None and getattr(output, "bias", None) is None and (head or result).bias is not None:
+    if output is not None and _token_bias(source_model) is None and (head or result).bias is not None:
         raise ValueError("the initialisation has a bias per token, but the source model's head has none")
 
 
@@ -211,3 +212,9 @@ def _fill(module: nn.Module, result) -> None:
     else:
         module.coordinates.copy_(result.coordinates)
         module.basis.copy_(result.basis)
+
+
+def _token_bias(model: PreTrainedModel) -> torch.Tensor | None:
+    """What moves the logits of each token: the head's bias, or what BART and its kin add to the head's output."""
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    return getattr(model, "final_logits_bias", None) if bias is None else bias

@@ -111,5 +111,5 @@ def test_what_is_not_such_a_folder_is_refused(tmp_path):
         load_published(tmp_path / "stock")
     published(tmp_path / "empty")
     (tmp_path / "empty" / "pytorch_model.bin").unlink()
-    with pytest.raises(OSError, match="neither model.safetensors nor pytorch_model.bin"):
+    with pytest.raises(OSError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         load_published(tmp_path / "empty")
