@@ -6,14 +6,16 @@ class: ``from ofa_fast.models import FactorizedBertForMaskedLM``.
 
 from __future__ import annotations
 
-__all__ = ["build_model", "to_dense"]
+from importlib import import_module as _import_module
+
+_NAMES = {"build_model": "_convert", "load_published": "_published", "to_dense": "_convert"}
+
+__all__ = [*_NAMES]
 
 
 def __getattr__(name: str):
-    if name in __all__:
-        from ofa_fast.models import _convert
-
-        return getattr(_convert, name)
+    if name in _NAMES:
+        return getattr(_import_module(f"{__name__}.{_NAMES[name]}"), name)
     if name.startswith("Factorized"):
         from ofa_fast.models import _classes
 

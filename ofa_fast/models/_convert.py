@@ -11,7 +11,7 @@ from transformers.initialization import no_init_weights
 from ofa_fast.models._classes import config_twin, model_twin
 from ofa_fast.nn import FactorizedEmbedding, FactorizedHead
 
-_OURS = ("model_type", "source_model_type", "rank", "transformers_version", "architectures", "_name_or_path")
+NOT_COPIED = ("model_type", "source_model_type", "rank", "transformers_version", "architectures", "_name_or_path")
 
 
 def build_model(source_model: PreTrainedModel, result, target_tokenizer, head=None) -> PreTrainedModel:
@@ -57,9 +57,10 @@ def build_model(source_model: PreTrainedModel, result, target_tokenizer, head=No
         if output is not None:
             if head is not None:
                 _fill(output, head)
-            if output.bias is not None:
+            per_token = _token_bias(model)
+            if per_token is not None:
                 bias = (head or result).bias
-                output.bias.zero_() if bias is None else output.bias.copy_(bias)
+                per_token.zero_() if bias is None else per_token.copy_(bias)
     return model.to(source_model.device).train(source_model.training)
 
 
@@ -75,7 +76,7 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     if not isinstance(model.get_input_embeddings(), FactorizedEmbedding):
         raise TypeError(f"model must have a factorised table, got {type(model).__name__}")
     stock = type(model).stock_class
-    values = {name: value for name, value in model.config.to_dict().items() if name not in _OURS}
+    values = {name: value for name, value in model.config.to_dict().items() if name not in NOT_COPIED}
     config = stock.config_class(**values)
     config._attn_implementation = model.config._attn_implementation
     dense = _empty(stock, config, model.dtype)
@@ -116,14 +117,14 @@ def _check(source_model: PreTrainedModel, result, target_tokenizer, head) -> Non
         shapes = [None if t.basis is None else list(t.basis.shape) for t in (result, head)]
         if shapes[0] != shapes[1] or head.coordinates.shape != result.coordinates.shape:
             raise ValueError("head and result must be tables of the same size and rank")
-    if output is not None and getattr(output, "bias", None) is None and (head or result).bias is not None:
+    if output is not None and _token_bias(source_model) is None and (head or result).bias is not None:
         raise ValueError("the initialisation has a bias per token, but the source model's head has none")
 
 
 def _target_config(source_model: PreTrainedModel, result, tokenizer) -> tuple[dict, dict[str, int]]:
     """Values for the new configuration, and by how many rows each position table moves."""
     source = source_model.config
-    values = {name: value for name, value in source.to_dict().items() if name not in (*_OURS, "tokenizer_class")}
+    values = {name: value for name, value in source.to_dict().items() if name not in (*NOT_COPIED, "tokenizer_class")}
     values["vocab_size"] = result.coordinates.shape[0]
     values |= _token_ids(values, tokenizer)
     counted = [
@@ -211,3 +212,9 @@ def _fill(module: nn.Module, result) -> None:
     else:
         module.coordinates.copy_(result.coordinates)
         module.basis.copy_(result.basis)
+
+
+def _token_bias(model: PreTrainedModel) -> torch.Tensor | None:
+    """What moves the logits of each token: the head's bias, or what BART and its kin add to the head's output."""
+    bias = getattr(model.get_output_embeddings(), "bias", None)
+    return getattr(model, "final_logits_bias", None) if bias is None else bias

@@ -14,6 +14,7 @@ from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
 from ofa_fast.nn import FactorizedEmbedding, FactorizedHead
+from ofa_fast.ops import factorized_cross_entropy
 
 logger = logging.get_logger("ofa_fast.models")
 
@@ -30,6 +31,47 @@ class _TablesOnMeta(TorchFunctionMode):
         if func is torch.empty and args and isinstance(args[0], tuple) and args[0][0] == self.rows:
             kwargs = {**kwargs, "device": "meta"}
         return func(*args, **kwargs)
+
+
+class ScaledEmbedding(FactorizedEmbedding):
+    """An embedding whose rows are multiplied on their way into the model, as in Gemma and BART.
+
+    As in the stock modules, ``weight`` is the table before that, which a tied head uses as it is.
+    """
+
+    def __init__(self, *args, scale: float, rounded: bool, **kwargs) -> None:
+        super().__init__(*args, **kwargs)
+        self.scale, self.rounded = scale, rounded
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        # Gemma was trained with its scale rounded to the table's dtype, BART with an exact one.
+        scale = self.coordinates.new_full((), self.scale) if self.rounded else self.scale
+        return super().forward(input_ids) * scale
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, scale={self.scale:g}"
+
+
+def _factorized(table: nn.Module, rank: int, owner: type) -> FactorizedEmbedding:
+    """The factorised twin of a stock input embedding.
+
+    Scaled embeddings have a class in each architecture that has them, all an ``nn.Embedding`` with one attribute
+    more, ``embed_scale``: a float, or a buffer of a rounded one.
+    """
+    kind = type(table)
+    if isinstance(table, FactorizedEmbedding):
+        return table  # transformers' generic classifiers make their base through AutoModel, which gives them a twin
+    if issubclass(kind, nn.Embedding):
+        shape = (table.num_embeddings, rank, table.embedding_dim)
+        if kind is nn.Embedding:
+            return FactorizedEmbedding(*shape, padding_idx=table.padding_idx)
+        if hasattr(table, "embed_scale") and [name for name, _ in table.named_parameters()] == ["weight"]:
+            scale = float(getattr(table, "scalar_embed_scale", table.embed_scale))  # a buffer may be on meta
+            rounded = isinstance(table.embed_scale, torch.Tensor)
+            return ScaledEmbedding(*shape, padding_idx=table.padding_idx, scale=scale, rounded=rounded)
+    raise ValueError(
+        f"{owner.__name__} embeds through {kind.__name__}, which is neither nn.Embedding nor that times a scale"
+    )
 
 
 class LanguageModelHead(FactorizedHead):
@@ -61,6 +103,7 @@ class FactorizedModel:
     """
 
     _loss_from_hidden = True
+    _adds_only_bias = False
 
     def __init__(self, config, *args, **kwargs) -> None:
         with _TablesOnMeta(config.get_text_config().vocab_size):
@@ -79,18 +122,14 @@ class FactorizedModel:
     def _factorize(self) -> None:
         config = self.config.get_text_config()
         table, head = self.get_input_embeddings(), self.get_output_embeddings()
-        if type(table) is not nn.Embedding:
-            raise ValueError(
-                f"{type(self).stock_class.__name__} embeds through {type(table).__name__}, not nn.Embedding"
-            )
         if head is not None and type(head) is not nn.Linear:
             raise ValueError(f"{type(self).stock_class.__name__} has {type(head).__name__} as its head, not nn.Linear")
-        shape = (table.num_embeddings, config.rank, table.embedding_dim)
-        embedding = FactorizedEmbedding(*shape, padding_idx=table.padding_idx)
+        embedding = _factorized(table, config.rank, type(self).stock_class)
         self.set_input_embeddings(embedding)
         if head is not None:
             tied = getattr(config, "tie_word_embeddings", False)
-            source = embedding if tied else FactorizedEmbedding(*shape)
+            untied_shape = (table.num_embeddings, config.rank, table.embedding_dim)
+            source = embedding if tied else FactorizedEmbedding(*untied_shape)
             self.set_output_embeddings(LanguageModelHead(source, bias=head.bias is not None))
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
@@ -99,6 +138,15 @@ class FactorizedModel:
                     if keys:
                         setattr(module, attribute, _tied_factors(module, keys))
             self._materialize(module)
+
+    def _hands_on(self, hidden: torch.Tensor, logits: torch.Tensor, added: torch.Tensor | None) -> bool:
+        """Whether a deferring head's output became the stock logits with nothing but ``final_logits_bias`` added.
+
+        Adding makes a new tensor, so where there is such a bias the values are compared, in the first step only.
+        """
+        if added is not None and not self._adds_only_bias:
+            self._adds_only_bias = torch.equal(logits.to(hidden.dtype), hidden)
+        return logits is hidden or self._adds_only_bias
 
     @staticmethod
     def _materialize(module: nn.Module) -> None:
@@ -151,6 +199,8 @@ class FactorizedModel:
             for name, parameter in module.named_parameters(recurse=False):
                 if id(parameter) in resized:
                     setattr(module, name, resized[id(parameter)])
+        if getattr(self, "final_logits_bias", None) is not None:
+            self._resize_final_logits_bias(rows)
         embedding.num_embeddings = rows
         self.config.get_text_config().vocab_size = self.vocab_size = rows
         return embedding
@@ -180,6 +230,19 @@ def _tied_factors(model: nn.Module, keys: dict[str, str]) -> dict[str, str]:
     return factors
 
 
+@contextmanager
+def _without_logits_bias(model: nn.Module):
+    """Inside, BART and its kin add zero to what their head returns, not [1, V]; yields their bias, None for others."""
+    bias = getattr(model, "final_logits_bias", None)
+    if bias is not None:
+        model.final_logits_bias = bias.new_zeros(1)
+    try:
+        yield bias
+    finally:
+        if bias is not None:
+            model.final_logits_bias = bias
+
+
 def _class_names(mapping: dict) -> set[str]:
     return {name for names in mapping.values() for name in ([names] if isinstance(names, str) else names)}
 
@@ -201,6 +264,8 @@ def language_model_forward(stock: type[nn.Module]):
     if stock.__name__ not in _ALIGNED | _SHIFTED:
         return None
     shifted = stock.__name__ not in _ALIGNED
+    if shifted and "loss_function" not in inspect.unwrap(stock.forward).__code__.co_names:
+        return None  # a loss of its own, which as in BART's decoder need not shift the labels
     parameters = list(inspect.signature(stock.forward).parameters)[1:]
 
     @functools.wraps(stock.forward)
@@ -216,16 +281,20 @@ def language_model_forward(stock: type[nn.Module]):
         if self.config.is_encoder_decoder and kwargs.get("decoder_input_ids") is None:
             decoder_inputs["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(labels)
         head = self.get_output_embeddings()
-        with head.deferring() as entered:
+        with head.deferring() as entered, _without_logits_bias(self) as added:
             outputs = stock.forward(self, **kwargs | decoder_inputs, return_dict=True)
-        if len(entered) != 1 or outputs.logits is not entered[0]:
+        if len(entered) != 1 or not self._hands_on(entered[0], outputs.logits, added):
             logger.warning_once(f"{stock.__name__} does more to its logits than its head: the loss is taken from them")
             self._loss_from_hidden = False
             return stock.forward(self, **kwargs | own, labels=labels)
         num_items, shift_labels = own["num_items_in_batch"], own["shift_labels"]
         if shifted:
             labels = nn.functional.pad(labels[..., 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
-        loss = head.loss(entered[0], labels.to(entered[0].device), reduction="mean" if num_items is None else "sum")
+        bias = head.bias if added is None else added.flatten()
+        hidden, reduction = entered[0], "mean" if num_items is None else "sum"
+        loss = factorized_cross_entropy(
+            hidden, head.coordinates, head.basis, labels.to(hidden.device), bias, reduction=reduction
+        )
         if num_items is not None:
             loss = loss / torch.as_tensor(num_items).to(loss.device)
         outputs = type(outputs)(loss=loss, **{name: value for name, value in outputs.items() if name != "logits"})

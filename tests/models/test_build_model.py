@@ -13,6 +13,7 @@ from transformers import (
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
+    BertForMaskedLM,
 )
 
 from ofa_fast import FactorizedEmbedding, FactorizedHead, build_model
@@ -195,15 +196,20 @@ def test_counted_positions_need_a_padding_token(tokenizers):
         build_model(source_model("roberta"), table(260, 4), NoPadding())
 
 
-def test_scaled_embeddings_are_refused(tokenizers):
-    from transformers import BartConfig, BartForConditionalGeneration
+class OddEmbedding(torch.nn.Embedding):
+    pass
 
-    sizes = {
-        f"{side}_{name}": 2 for side in ("encoder", "decoder") for name in ("layers", "attention_heads", "ffn_dim")
-    }
-    source = BartForConditionalGeneration(BartConfig(vocab_size=300, d_model=WIDTH, **sizes))
-    with pytest.raises(ValueError, match="BartScaledWordEmbedding"):
-        build_model(source, table(260, 4), tokenizers["roberta"])
+
+class OddlyEmbeddedBert(BertForMaskedLM):
+    def __init__(self, config):
+        super().__init__(config)
+        self.set_input_embeddings(OddEmbedding(config.vocab_size, config.hidden_size))
+
+
+def test_embeddings_that_do_more_than_scale_are_refused(tokenizers):
+    source = OddlyEmbeddedBert(source_model("bert").config)
+    with pytest.raises(ValueError, match="OddlyEmbeddedBert embeds through OddEmbedding"):
+        build_model(source, table(260, 4), tokenizers["bert"])
 
 
 @pytest.mark.parametrize("rows", [260, 264, 272, 100])

@@ -33,7 +33,7 @@ def test_other_architectures(model_type, tokenizers):
     assert_close(outputs(to_dense(model), BATCH), outputs(model, BATCH), **TOLERANCE)
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "t5"])
+@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma", "gemma3_text", "t5", "bart", "mbart"])
 def test_both_generate_the_same_text(model_type, tokenizers):
     model = built(model_type, tokenizers)
     prompt = {"inputs": BATCH["input_ids"], "max_new_tokens": 6, "do_sample": False}

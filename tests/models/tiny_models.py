@@ -32,6 +32,14 @@ ENCODERS = {
     "roberta": _BERT | {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
     "xlm-roberta": _BERT | {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2},
 }
+_GEMMA = _BERT | {"num_key_value_heads": 2, "head_dim": 8}
+_BART = {f"{side}_{size}": 2 for side in ("encoder", "decoder") for size in ("layers", "attention_heads")} | {
+    "d_model": WIDTH,
+    "encoder_ffn_dim": 24,
+    "decoder_ffn_dim": 24,
+    "max_position_embeddings": 40,
+    "scale_embedding": True,
+}
 OTHERS = {
     "albert": _BERT | {"embedding_size": 8, "pad_token_id": 0},
     "deberta-v2": _BERT | {"pad_token_id": 0},
@@ -40,13 +48,27 @@ OTHERS = {
     "modernbert": _BERT | dict.fromkeys(("pad_token_id", "bos_token_id", "cls_token_id", "eos_token_id"), 0),
     "gpt2": {"n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": 40, "bos_token_id": 0, "eos_token_id": 0},
     "llama": _BERT | {"tie_word_embeddings": True},
+    "qwen2": _BERT | {"num_key_value_heads": 2, "tie_word_embeddings": True},
+    "qwen3": _GEMMA | {"tie_word_embeddings": True},
+    "gemma": _GEMMA,
+    "gemma2": _GEMMA | {"final_logit_softcapping": None},
+    "gemma3_text": _GEMMA,
+    "bart": _BART,
+    "mbart": _BART,
     "t5": {"d_model": WIDTH, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
 }
 LANGUAGE_MODEL = dict.fromkeys([*ENCODERS, *OTHERS], AutoModelForMaskedLM) | {
     "gpt2": AutoModelForCausalLM,
     "llama": AutoModelForCausalLM,
     "granite": AutoModelForCausalLM,
+    "qwen2": AutoModelForCausalLM,
+    "qwen3": AutoModelForCausalLM,
+    "gemma": AutoModelForCausalLM,
+    "gemma2": AutoModelForCausalLM,
+    "gemma3_text": AutoModelForCausalLM,
     "t5": AutoModelForSeq2SeqLM,
+    "bart": AutoModelForSeq2SeqLM,
+    "mbart": AutoModelForSeq2SeqLM,
 }
 
 

@@ -1,0 +1,30 @@
+"""The table in docs/models.md says what the checks find."""
+
+from __future__ import annotations
+
+import pytest
+from support_table import ARCHITECTURES, CHECKS, committed, row
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_row_is_what_the_checks_find(name, tokenizers):
+    line, remarks = row(name, tokenizers["bert"])
+    documented = committed().splitlines()
+    assert line in documented, "python tests/models/support_table.py writes the table anew"
+    assert [text for text in documented if text.startswith(f"- {name}, ")] == remarks
+
+
+def test_table_has_these_rows_and_columns():
+    lines = [line for line in committed().splitlines() if line.startswith("| ")]
+    assert lines[0] == f"| | {' | '.join(CHECKS)} |"
+    assert [line.split(" | ")[0].removeprefix("| ") for line in lines[1:]] == list(ARCHITECTURES)
+
+
+def test_a_check_that_fails_is_not_marked(tokenizers, monkeypatch):
+    def broken(case):
+        raise ValueError("so it is\nnot")
+
+    monkeypatch.setitem(CHECKS, "save", broken)
+    line, remarks = row("BERT", tokenizers["bert"])
+    assert line.startswith("| BERT | yes | no* | yes |")
+    assert remarks == ["- BERT, save: ValueError: so it is."]
