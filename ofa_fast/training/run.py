@@ -7,7 +7,6 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +14,8 @@ import torch
 from ofa_fast._files import atomic_folder
 from ofa_fast.training import report
 from ofa_fast.training.checkpoints import Checkpoints
-from ofa_fast.training.data import Stream, check_files, masking_collator, packed_sequences
+from ofa_fast.training.data import Stream, masking_collator, packed_sequences
+from ofa_fast.training.text import Files, check_files, states
 
 REPORT = "training.json"
 
@@ -28,6 +28,7 @@ DECISIVE = (
     "warmup_steps",
     "weight_decay",
     "max_grad_norm",
+    "temperature",
     "mlm_probability",
     "seed",
     "bf16",
@@ -36,10 +37,10 @@ DECISIVE = (
 
 def train(
     model_dir: str | os.PathLike,
-    train_files: str | os.PathLike | Sequence[str | os.PathLike],
+    train_files: Files,
     out: str | os.PathLike,
     *,
-    eval_files: str | os.PathLike | Sequence[str | os.PathLike] = (),
+    eval_files: Files = (),
     steps: int | None = None,
     epochs: float = 1.0,
     batch_size: int = 32,
@@ -50,6 +51,7 @@ def train(
     weight_decay: float = 0.0,
     max_grad_norm: float = 1.0,
     max_length: int | None = None,
+    temperature: float = 1.0,
     mlm_probability: float = 0.15,
     seed: int = 0,
     bf16: bool = False,
@@ -83,13 +85,17 @@ def train(
     Args:
         model_dir: folder (or hub id) of a masked-language model and its tokenizer. An encoder saved without its head
             gets a fresh one, with its output layer tied to the table.
-        train_files: UTF-8 text, one sentence or paragraph a line; a file's stem labels its language in the report.
+        train_files: paths, (language, path) pairs, or a mapping; a path's stem is its language where none is given.
+            UTF-8 text with one sentence or paragraph a line; .jsonl and .parquet with the key or column "text" and,
+            optionally, "language"; folders that `datasets` saved.
         eval_files: held-out text; its loss and perplexity are measured before, every ``eval_steps``, and after.
         steps: optimiser steps; ``None`` for ``epochs`` passes over the text.
         batch_size: sequences a forward pass; a step takes this times ``gradient_accumulation_steps`` times processes.
         schedule: of the learning rate, a name that transformers knows: "linear", "cosine", "constant_with_warmup", …
         warmup_steps: below 1 a share of all steps.
         max_length: tokens a sequence with its special tokens; default: the model's limit, at most 512.
+        temperature: T of the shares of the languages, p ∝ n^(1/T) with n a language's sequences; above 1, small
+            languages are seen more often than their text is long.
         bf16: compute in bfloat16 (autocast); weights and optimiser states stay float32.
         workers: processes that prepare batches; 0 for none.
         device: "cpu" to stay off the GPU.
@@ -103,10 +109,10 @@ def train(
     Raises:
         FileNotFoundError: a text file does not exist.
         FileExistsError: ``out``, or an unfinished run beside it, exists, and neither ``resume`` nor ``overwrite``.
-        ValueError: a file without text or not UTF-8; a model without masked-language-model head; a tokenizer without
-            mask token or with more tokens than the model's table has rows; ``max_length`` over the model's positions;
-            an argument out of range; ``resume`` with other arguments than the run was started with; a loss that is
-            not finite.
+        ValueError: a file without text or not UTF-8, or with a malformed line; a model without masked-language-model
+            head; a tokenizer without mask token or with more tokens than the model's table has rows; ``max_length``
+            over the model's positions; an argument out of range; ``resume`` with other arguments than the run was
+            started with; a loss that is not finite.
     """
     arguments = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "progress")}
     _check_numbers(arguments)
@@ -141,7 +147,7 @@ def train(
     text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress)
     with args.main_process_first(desc="tokenising"):
         train_sequences, eval_sequences = (
-            packed_sequences(paths, name, *text) if paths else None for name, paths in files.items()
+            packed_sequences(own, name, *text) if own else None for name, own in files.items()
         )
     batch = batch_size * gradient_accumulation_steps * args.world_size
     args.max_steps = steps = steps or math.ceil(epochs * len(train_sequences) / batch)
@@ -151,7 +157,9 @@ def train(
         "max_length": max_length,
         "processes": args.world_size,
         "tokenizer": digest(tokenizer),
-        "train_files": [(path.stem, path.stat().st_size) for path in files["train_files"]],
+        "train_files": [
+            (language, sum(size for _, size, _ in states(path))) for language, path in files["train_files"]
+        ],
     }
     if is_main:
         (checkpoints.resume if checkpoint else checkpoints.start)(run)
@@ -160,9 +168,8 @@ def train(
         model=model,
         args=args,
         collator=masking_collator(tokenizer, mlm_probability, seed),
-        train_stream=Stream(train_sequences, steps * batch, seed),
+        train_stream=Stream(train_sequences, steps * batch, seed, temperature),
         eval_sequences=eval_sequences,
-        eval_labels=[path.stem for path in files["eval_files"]],
         progress=progress,
     )
     trainer.accelerator.wait_for_everyone()
@@ -184,7 +191,7 @@ def train(
     if is_main:
         about = {
             "arguments": {**arguments, "steps": steps, "max_length": max_length},
-            "data": report.text_statistics(train_sequences, [path.stem for path in files["train_files"]]),
+            "data": report.text_statistics(train_sequences, temperature),
             "processes": args.world_size,
             "sequences_per_step": batch,
             "parameters": report.parameters(model),
@@ -265,6 +272,8 @@ def _check_numbers(arguments: dict) -> None:
             raise ValueError(f"{name}: expected a positive whole number, got {value!r}")
     if not arguments["epochs"] > 0:
         raise ValueError(f"epochs: expected a number above 0, got {arguments['epochs']!r}")
+    if not arguments["temperature"] >= 1:
+        raise ValueError(f"temperature: expected a number of at least 1, got {arguments['temperature']!r}")
     if not 0 < arguments["mlm_probability"] <= 1:
         raise ValueError(f"mlm_probability: expected a share above 0 and up to 1, got {arguments['mlm_probability']!r}")
 

@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from ofa_fast.training.checkpoints import Checkpoints
-from ofa_fast.training.data import examples
+from ofa_fast.training.data import examples, languages
 
 
 class MaskedLMTrainer(Trainer):
@@ -28,12 +28,12 @@ class MaskedLMTrainer(Trainer):
     micro-batches. Here the model is asked for its own mean, which is then weighted by its share of the masked tokens.
     """
 
-    def __init__(self, *, model, args, collator, train_stream, eval_sequences, eval_labels, progress) -> None:
+    def __init__(self, *, model, args, collator, train_stream, eval_sequences, progress) -> None:
         super().__init__(
             model=model, args=args, data_collator=collator, train_dataset=train_stream, eval_dataset=eval_sequences
         )
         self.model_accepts_loss_kwargs = True
-        self.eval_labels, self.progress = eval_labels, progress
+        self.progress = progress
         self.evaluation_seconds = 0.0
         self.step_loss = torch.zeros((), device=args.device)
         self.step_tokens = torch.zeros((), dtype=torch.int64, device=args.device)
@@ -61,11 +61,11 @@ class MaskedLMTrainer(Trainer):
         start = time.perf_counter()
         self.model.eval()
         sequences = self.eval_dataset
-        files, labels = np.asarray(sequences["file"]), list(dict.fromkeys(self.eval_labels))
+        labels, codes = languages(sequences)
         size, processes, process = self.args.eval_batch_size, self.args.world_size, self.args.process_index
         totals = torch.zeros(len(labels), 2, dtype=torch.float64, device=self.args.device)
         for part, label in enumerate(labels):
-            rows = np.flatnonzero(np.isin(files, [i for i, own in enumerate(self.eval_labels) if own == label]))
+            rows = np.flatnonzero(codes == part)
             batches = [rows[begin : begin + size].tolist() for begin in range(0, len(rows), size)]
             mine = batches[process::processes]
             for batch in tqdm(mine, desc=f"held out: {label}", leave=False, disable=not self.progress):
@@ -75,10 +75,12 @@ class MaskedLMTrainer(Trainer):
                 totals[part, 1] += masked
         totals = self.accelerator.reduce(totals, "sum").cpu()
         mean = [loss / max(masked, 1) for loss, masked in [*totals.tolist(), totals.sum(0).tolist()]]
+        perplexity = [math.exp(min(loss, 700)) for loss in mean]
         metrics = {
             f"{metric_key_prefix}_loss": mean[-1],
-            f"{metric_key_prefix}_perplexity": math.exp(min(mean[-1], 700)),
-            f"{metric_key_prefix}_losses": dict(zip(labels, mean, strict=False)),
+            f"{metric_key_prefix}_perplexity": perplexity[-1],
+            f"{metric_key_prefix}_losses": dict(zip(labels, mean[:-1], strict=True)),
+            f"{metric_key_prefix}_perplexities": dict(zip(labels, perplexity[:-1], strict=True)),
         }
         self.log(metrics)
         self.evaluation_seconds += time.perf_counter() - start

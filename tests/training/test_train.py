@@ -301,6 +301,7 @@ def test_a_diverging_loss_ends_the_run(dense_dir, texts, tmp_path):
         ({"max_length": 65}, ValueError, "max_length: 65 is over the 64 positions of the model"),
         ({"max_length": 2}, ValueError, "max_length: 2 leaves no room"),
         ({"batch_size": 0}, ValueError, "batch_size: expected a positive whole number, got 0"),
+        ({"temperature": 0.5}, ValueError, "temperature: expected a number of at least 1, got 0.5"),
         ({"mlm_probability": 1.5}, ValueError, "mlm_probability: expected a share"),
     ],
 )
