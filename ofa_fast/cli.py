@@ -183,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     add = command(
         "train",
         _train,
-        "continue masked-language-model pretraining",
+        "continue the pretraining of a masked or causal language model",
         "train initialised/rank-100 --train-file deu=news.txt swh.jsonl --steps 1000 --out trained/\n"
         "  torchrun --nproc-per-node 8 -m ofa_fast.cli train initialised/rank-100 --train-file all.txt --out trained/",
     )
@@ -217,7 +217,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--weight-decay", type=float, default=0.0, help="(default: 0)")
     add("--max-length", type=_positive, help="tokens a sequence (default: what the model takes, at most 512)")
     add("--temperature", type=float, default=1.0, help="T of the languages' shares, p ∝ n^(1/T) (default: 1)")
-    add("--mlm-probability", type=float, default=0.15, help="share of tokens to predict (default: 0.15)")
+    add("--mlm-probability", type=float, default=0.15, help="share of tokens an encoder predicts (default: 0.15)")
     add("--bf16", action="store_true", help="compute in bfloat16; weights stay float32")
     add("--save-steps", type=_positive, default=500, help="steps between checkpoints (default: 500)")
     add("--eval-steps", type=_positive, help="steps between measurements on --eval-file (default: at the ends only)")

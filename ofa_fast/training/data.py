@@ -66,6 +66,18 @@ def pack(
     yield from packer.rest()
 
 
+def special_tokens(tokenizer: PreTrainedTokenizerBase, causal: bool) -> tuple[list[int], list[int]]:
+    """What stands before and after a sequence, or before and after a document for a causal model; none or one each.
+
+    A causal model whose tokenizer has one token for both, as GPT-2's has, gets it after a document only.
+    """
+    first = [tokenizer.cls_token_id, tokenizer.bos_token_id]
+    last = [tokenizer.sep_token_id, tokenizer.eos_token_id]
+    step = -1 if causal else 1
+    start, end = ([i for i in ids[::step] if i is not None][:1] for ids in (first, last))
+    return ([] if causal and start == end else start), end
+
+
 def _packed_files(
     files: tuple[tuple[str, str], ...],
     argument: str,
@@ -74,14 +86,13 @@ def _packed_files(
     digest: str,
     length: int,
     progress: bool,
+    causal: bool,
 ) -> Iterator[dict]:
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    start, end = (
-        [i for i in ids if i is not None][:1]
-        for ids in ((tokenizer.cls_token_id, tokenizer.bos_token_id), (tokenizer.sep_token_id, tokenizer.eos_token_id))
-    )
+    start, end = special_tokens(tokenizer, causal)
+    around = ([], []) if causal else (start, end)
     with tqdm(unit=" passages", unit_scale=True, desc="tokenising", disable=not progress) as bar:
         for file, (language, path) in enumerate(files):
             packers: dict[str, Packer] = {}
@@ -93,8 +104,8 @@ def _packed_files(
                 ).input_ids
                 for own, ids in zip(languages, tokens, strict=True):
                     if own not in packers:
-                        packers[own] = Packer(length, start, end)
-                    for sequence in packers[own].add(ids):
+                        packers[own] = Packer(length, *around)
+                    for sequence in packers[own].add([*start, *ids, *end] if causal else ids):
                         yield {"input_ids": sequence, "file": file, "language": own}
                 bar.update(len(batch))
             for own, packer in packers.items():
@@ -110,12 +121,14 @@ def packed_sequences(
     length: int,
     cache: Path,
     progress: bool,
+    causal: bool = False,
 ) -> Dataset:
     """Packed sequences, memory-mapped: ``input_ids`` (int32), ``file`` (index into ``files``) and ``language``.
 
-    Each language of each file is packed by itself, so that a sequence never mixes two of them. It is written once under
-    ``cache`` and found again there for the same files (language, path, sizes, modification times), tokenizer
-    (``digest``) and length. Memory beyond the page cache: one batch of passages.
+    Each language of each file is packed by itself, so that a sequence never mixes two of them. For a ``causal`` model
+    every passage is a document with special tokens of its own; one that a sequence cuts goes on in the next one.
+    It is written once under ``cache`` and found again there for the same files (language, path, sizes, modification
+    times), tokenizer (``digest``), length and kind of model. Memory beyond the page cache: one batch of passages.
     """
     import datasets
     from datasets.exceptions import DatasetGenerationError
@@ -142,6 +155,7 @@ def packed_sequences(
                 "digest": digest,
                 "length": length,
                 "progress": progress,
+                "causal": causal,
             },
         ).with_format("numpy")
     except DatasetGenerationError as error:
@@ -231,6 +245,15 @@ def examples(sequences: Dataset, rows: Sequence[int], positions: Sequence[int]) 
     return [{"input_ids": x, "position": p} for x, p in zip(ids, positions, strict=True)]
 
 
+def padded(examples: list[dict], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """``input_ids`` and ``attention_mask`` [batch, longest], filled up at the end."""
+    lengths = torch.tensor([len(e["input_ids"]) for e in examples])
+    input_ids = torch.full((len(examples), int(lengths.max())), fill)
+    for row, example in zip(input_ids, examples, strict=True):
+        row[: len(example["input_ids"])] = torch.from_numpy(example["input_ids"])
+    return input_ids, (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+
+
 def masking_collator(tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int):
     """Batches with ``labels`` at masked tokens, -100 elsewhere: 80 % mask token, 10 % a random token, 10 % unchanged.
 
@@ -245,13 +268,34 @@ def masking_collator(tokenizer: PreTrainedTokenizerBase, mlm_probability: float,
     class MaskingCollator(DataCollatorForLanguageModeling):
         def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
             self.generator = generator(seed, 1, examples[0]["position"])
-            lengths = torch.tensor([len(e["input_ids"]) for e in examples])
-            input_ids = torch.full((len(examples), int(lengths.max())), tokenizer.pad_token_id)
-            for row, example in zip(input_ids, examples, strict=True):
-                row[: len(example["input_ids"])] = torch.from_numpy(example["input_ids"])
-            attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+            input_ids, attention_mask = padded(examples, tokenizer.pad_token_id)
             unmasked = torch.isin(input_ids, special) | (attention_mask == 0)
             input_ids, labels = self.torch_mask_tokens(input_ids, special_tokens_mask=unmasked)
             return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
 
     return MaskingCollator(tokenizer, mlm_probability=mlm_probability)
+
+
+def causal_collator(tokenizer: PreTrainedTokenizerBase, apart: bool):
+    """Batches whose ``labels`` are their tokens, but for padding and the first token of each document of a sequence.
+
+    A document ends with its end-of-sequence token. With ``apart``, ``position_ids`` start at 0 in each, from which
+    transformers builds an attention mask without attention across them.
+    """
+    end = special_tokens(tokenizer, causal=True)[1][0]
+    fill = end if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+        input_ids, attention_mask = padded(examples, fill)
+        first = torch.nn.functional.pad(input_ids[:, :-1] == end, (1, 0), value=True)
+        batch = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "labels": input_ids.masked_fill(first | (attention_mask == 0), -100),
+        }
+        if apart:
+            columns = torch.arange(input_ids.shape[1]).expand_as(input_ids)
+            batch["position_ids"] = columns - torch.where(first, columns, 0).cummax(1).values
+        return batch
+
+    return collate

@@ -109,7 +109,7 @@ def plot(rows: list[dict], evaluations: list[dict], path: Path) -> None:
             color="tab:orange",
             label="held out",
         )
-    axes.set(xlabel="step", ylabel="masked-language-model loss (nats a token)")
+    axes.set(xlabel="step", ylabel="loss (nats a token)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

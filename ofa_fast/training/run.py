@@ -14,7 +14,7 @@ import torch
 from ofa_fast._files import atomic_folder
 from ofa_fast.training import report
 from ofa_fast.training.checkpoints import Checkpoints
-from ofa_fast.training.data import Stream, masking_collator, packed_sequences
+from ofa_fast.training.data import Stream, causal_collator, masking_collator, packed_sequences
 from ofa_fast.training.text import Files, check_files, states
 
 REPORT = "training.json"
@@ -65,15 +65,18 @@ def train(
     overwrite: bool = False,
     progress: bool = True,
 ) -> dict:
-    """Continue the masked-language-model pretraining of ``model_dir`` on text, and write the result to ``out``.
+    """Continue the pretraining of the language model ``model_dir`` on text, and write the result to ``out``.
 
-    The loss of a step is -1/M Σ log p(token at position i | masked text) over the M masked positions of its whole
-    batch. A model with a factorised table computes it with ``factorized_cross_entropy``, without logits; any other
-    masked-language model of transformers computes its own, so that dense baselines train with the same call.
+    An encoder predicts masked tokens, a decoder the next token. The loss of a step is -1/M Σ log p(token at position i
+    | what the model sees) over the M labelled positions of its whole batch. A model with a factorised table computes it
+    with ``factorized_cross_entropy``, without logits; any other model of transformers computes its own, so that dense
+    baselines train with the same call.
 
     Sequences are packed: the lines of a file, tokenised and joined by the separator token, are cut every
-    ``max_length`` tokens. Order and masks are functions of the seed and the step, so a resumed run sees what the
-    uninterrupted run would have seen; on a CPU with the same number of threads its loss curve is the same bit for bit.
+    ``max_length`` tokens. For a decoder every line is a document that ends with the end-of-sequence token, and tokens
+    do not attend to the documents before their own wherever the model can be told so. Order and masks are functions of
+    the seed and the step, so a resumed run sees what the uninterrupted run would have seen; on a CPU with the same
+    number of threads its loss curve is the same bit for bit.
 
     ``out`` appears by a rename when everything is written: config, weights, tokenizer, ``training.json`` (what this
     function returns), ``losses.csv`` (every step) and, where matplotlib is installed, ``loss.png``. Until then the
@@ -83,8 +86,8 @@ def train(
     Runs under ``torchrun`` as well; batch sizes are per process.
 
     Args:
-        model_dir: folder (or hub id) of a masked-language model and its tokenizer. An encoder saved without its head
-            gets a fresh one, with its output layer tied to the table.
+        model_dir: folder (or hub id) of a masked or causal language model and its tokenizer. A model saved without its
+            head gets a fresh one, with its output layer tied to the table.
         train_files: paths, (language, path) pairs, or a mapping; a path's stem is its language where none is given.
             UTF-8 text with one sentence or paragraph a line; .jsonl and .parquet with the key or column "text" and,
             optionally, "language"; folders that `datasets` saved.
@@ -109,10 +112,10 @@ def train(
     Raises:
         FileNotFoundError: a text file does not exist.
         FileExistsError: ``out``, or an unfinished run beside it, exists, and neither ``resume`` nor ``overwrite``.
-        ValueError: a file without text or not UTF-8, or with a malformed line; a model without masked-language-model
-            head; a tokenizer without mask token or with more tokens than the model's table has rows; ``max_length``
-            over the model's positions; an argument out of range; ``resume`` with other arguments than the run was
-            started with; a loss that is not finite.
+        ValueError: a file without text or not UTF-8, or with a malformed line; a model without language-model head; a
+            tokenizer without mask token (a decoder's: without end-of-sequence token) or with more tokens than the
+            model's table has rows; ``max_length`` over the model's positions; an argument out of range; ``resume``
+            with other arguments than the run was started with; a loss that is not finite.
     """
     arguments = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "progress")}
     _check_numbers(arguments)
@@ -127,11 +130,11 @@ def train(
         "eval_files": check_files(eval_files, "eval_files") if eval_files else [],
     }
 
-    from transformers import AutoTokenizer, set_seed
+    from transformers import AutoConfig, AutoTokenizer, set_seed
     from transformers.utils import logging
 
-    from ofa_fast.training.loading import check_tokenizer, digest, load_model, sequence_length
-    from ofa_fast.training.trainer import MaskedLMTrainer, Recorder
+    from ofa_fast.training.loading import check_tokenizer, digest, load_model, separates_documents, sequence_length
+    from ofa_fast.training.trainer import LanguageModelTrainer, Recorder
 
     first_step, checkpoint = checkpoints.latest() if resume else (0, None)
     args = _training_arguments(arguments, checkpoints, bool(eval_files), checkpoint is None)
@@ -141,10 +144,10 @@ def train(
 
     set_seed(seed)
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
-    model, new_weights = load_model(checkpoint or model_dir)
-    check_tokenizer(tokenizer, model)
+    model, new_weights, causal = load_model(checkpoint or model_dir)
+    check_tokenizer(tokenizer, model, causal)
     max_length = sequence_length(max_length, model)
-    text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress)
+    text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress, causal)
     with args.main_process_first(desc="tokenising"):
         train_sequences, eval_sequences = (
             packed_sequences(own, name, *text) if own else None for name, own in files.items()
@@ -164,10 +167,14 @@ def train(
     if is_main:
         (checkpoints.resume if checkpoint else checkpoints.start)(run)
 
-    trainer = MaskedLMTrainer(
+    apart = causal and separates_documents(model)
+    if causal and not apart and progress:
+        print(f"{model.config.model_type} cannot keep packed documents apart: attention crosses them", file=sys.stderr)
+    collator = causal_collator(tokenizer, apart) if causal else masking_collator(tokenizer, mlm_probability, seed)
+    trainer = LanguageModelTrainer(
         model=model,
         args=args,
-        collator=masking_collator(tokenizer, mlm_probability, seed),
+        collator=collator,
         train_stream=Stream(train_sequences, steps * batch, seed, temperature),
         eval_sequences=eval_sequences,
         progress=progress,
@@ -192,6 +199,8 @@ def train(
         about = {
             "arguments": {**arguments, "steps": steps, "max_length": max_length},
             "data": report.text_statistics(train_sequences, temperature),
+            "objective": "causal" if causal else "masked",
+            "documents_apart": apart,
             "processes": args.world_size,
             "sequences_per_step": batch,
             "parameters": report.parameters(model),
@@ -199,6 +208,8 @@ def train(
             **report.losses(checkpoints.losses(), trainer.state.log_history),
             **report.machine(args.device),
         }
+        if causal:  # the Trainer has turned it off, in the checkpoints, too
+            model.config.use_cache = getattr(AutoConfig.from_pretrained(model_dir), "use_cache", True)
         with atomic_folder(out, overwrite=overwrite) as work:
             model.save_pretrained(work)
             tokenizer.save_pretrained(work)
@@ -231,7 +242,7 @@ def _training_arguments(arguments: dict, checkpoints: Checkpoints, evaluate: boo
         eval_strategy="steps" if evaluate else "no",
         eval_on_start=evaluate and fresh,
         eval_steps=arguments["eval_steps"] or sys.maxsize,
-        # The stream is shuffled already; Recorder and MaskedLMTrainer do the rest.
+        # The stream is shuffled already; Recorder and LanguageModelTrainer do the rest.
         train_sampling_strategy="sequential",
         remove_unused_columns=False,
         average_tokens_across_devices=True,

@@ -20,12 +20,12 @@ from ofa_fast.training.checkpoints import Checkpoints
 from ofa_fast.training.data import examples, languages
 
 
-class MaskedLMTrainer(Trainer):
-    """The loss of a step is the mean over all masked tokens of its batch, over all micro-batches and processes.
+class LanguageModelTrainer(Trainer):
+    """The loss of a step is the mean over all labelled tokens of its batch, over all micro-batches and processes.
 
-    transformers hands such models ``num_items_in_batch`` and counts on them to divide by it, but BERT, RoBERTa and
-    XLM-R take it and ignore it: with gradient accumulation their gradients come out too large by the number of
-    micro-batches. Here the model is asked for its own mean, which is then weighted by its share of the masked tokens.
+    transformers hands models ``num_items_in_batch`` and counts on them to divide by it, but BERT, RoBERTa and XLM-R
+    take it and ignore it: with gradient accumulation their gradients come out too large by the number of micro-batches.
+    Here the model is asked for its own mean, which is then weighted by its share of the labelled tokens.
     """
 
     def __init__(self, *, model, args, collator, train_stream, eval_sequences, progress) -> None:
@@ -40,13 +40,16 @@ class MaskedLMTrainer(Trainer):
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "position_ids" in inputs:
+            # In them transformers looks for documents where there is neither an attention mask nor a cache.
+            inputs = {name: value for name, value in inputs.items() if name != "attention_mask"} | {"use_cache": False}
         outputs = model(**inputs)
-        masked = (inputs["labels"] != -100).sum()
-        # A batch without a masked token has the mean 0 / 0; it counts for nothing.
-        loss = torch.where(masked > 0, outputs.loss.mean(), 0.0)
+        labelled = (inputs["labels"] != -100).sum()
+        # A batch without a label has the mean 0 / 0; it counts for nothing.
+        loss = torch.where(labelled > 0, outputs.loss.mean(), 0.0)
         if num_items_in_batch is not None:
             # Processes average their gradients, so each one's share is of a process's average.
-            loss = loss * masked * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+            loss = loss * labelled * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -57,7 +60,7 @@ class MaskedLMTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Mean loss and perplexity at masked tokens, of all held-out text and of each label; always the same masks."""
+        """Mean loss and perplexity at labelled tokens, of all held-out text and by language; always the same masks."""
         start = time.perf_counter()
         self.model.eval()
         sequences = self.eval_dataset
@@ -70,11 +73,11 @@ class MaskedLMTrainer(Trainer):
             mine = batches[process::processes]
             for batch in tqdm(mine, desc=f"held out: {label}", leave=False, disable=not self.progress):
                 inputs = self._prepare_inputs(self.data_collator(examples(sequences, batch, batch)))
-                masked = (inputs["labels"] != -100).sum()
-                totals[part, 0] += self.compute_loss(self.model, inputs).double() * masked
-                totals[part, 1] += masked
+                labelled = (inputs["labels"] != -100).sum()
+                totals[part, 0] += self.compute_loss(self.model, inputs).double() * labelled
+                totals[part, 1] += labelled
         totals = self.accelerator.reduce(totals, "sum").cpu()
-        mean = [loss / max(masked, 1) for loss, masked in [*totals.tolist(), totals.sum(0).tolist()]]
+        mean = [loss / max(labelled, 1) for loss, labelled in [*totals.tolist(), totals.sum(0).tolist()]]
         perplexity = [math.exp(min(loss, 700)) for loss in mean]
         metrics = {
             f"{metric_key_prefix}_loss": mean[-1],
@@ -93,7 +96,7 @@ class Recorder(TrainerCallback):
 
     def __init__(
         self,
-        trainer: MaskedLMTrainer,
+        trainer: LanguageModelTrainer,
         checkpoints: Checkpoints,
         keep: int,
         log_steps: int,
