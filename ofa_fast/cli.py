@@ -64,6 +64,11 @@ def _language_file(text: str) -> tuple[str, Path]:
     return language or Path(path).name.split(".")[0], Path(path)
 
 
+def _labelled_file(text: str) -> Path | tuple[str, Path]:
+    language, separator, path = text.partition("=")
+    return Path(text) if not (separator and language) or Path(text).exists() else (language, Path(path))
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ofa-fast", description="Move pretrained language models to new vocabularies and languages.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -178,15 +183,29 @@ def _parser() -> argparse.ArgumentParser:
     add = command(
         "train",
         _train,
-        "continue masked-language-model pretraining",
-        "train initialised/rank-100 --train-file deu.txt swh.txt --steps 1000 --out trained/\n"
+        "continue the pretraining of a masked or causal language model",
+        "train initialised/rank-100 --train-file deu=news.txt swh.jsonl --steps 1000 --out trained/\n"
         "  torchrun --nproc-per-node 8 -m ofa_fast.cli train initialised/rank-100 --train-file all.txt --out trained/",
     )
     add("model_dir", type=Path, metavar="DIR", help="a folder that init or train wrote")
     add(
-        "--train-file", dest="train_files", nargs="+", type=Path, required=True, metavar="FILE", help="a passage a line"
+        "--train-file",
+        dest="train_files",
+        nargs="+",
+        type=_labelled_file,
+        required=True,
+        metavar="[LANGUAGE=]FILE",
+        help="text with a passage a line, .jsonl, .parquet, or a folder that datasets saved; language from the name",
     )
-    add("--eval-file", dest="eval_files", nargs="+", type=Path, default=(), metavar="FILE", help="held-out text")
+    add(
+        "--eval-file",
+        dest="eval_files",
+        nargs="+",
+        type=_labelled_file,
+        default=(),
+        metavar="[LANGUAGE=]FILE",
+        help="held-out text",
+    )
     add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--steps", type=_positive, help="optimiser steps; without it, --epochs decides")
     add("--epochs", type=float, default=1.0, help="(default: 1)")
@@ -197,7 +216,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--warmup-steps", type=float, default=0, help="below 1, a share of all steps (default: 0)")
     add("--weight-decay", type=float, default=0.0, help="(default: 0)")
     add("--max-length", type=_positive, help="tokens a sequence (default: what the model takes, at most 512)")
-    add("--mlm-probability", type=float, default=0.15, help="share of tokens to predict (default: 0.15)")
+    add("--temperature", type=float, default=1.0, help="T of the languages' shares, p ∝ n^(1/T) (default: 1)")
+    add("--mlm-probability", type=float, default=0.15, help="share of tokens an encoder predicts (default: 0.15)")
     add("--bf16", action="store_true", help="compute in bfloat16; weights stay float32")
     add("--save-steps", type=_positive, default=500, help="steps between checkpoints (default: 500)")
     add("--eval-steps", type=_positive, help="steps between measurements on --eval-file (default: at the ends only)")

@@ -1,4 +1,4 @@
-"""Masked-language-model continued pretraining."""
+"""Continued pretraining of masked and causal language models."""
 
 from ofa_fast.training.run import train
 

@@ -1,41 +1,85 @@
-"""A masked-language model and its tokenizer, checked against each other before anything is trained."""
+"""A language model and its tokenizer, checked against each other before anything is trained."""
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import os
 from typing import TYPE_CHECKING
 
 import torch
 
 from ofa_fast._text import max_positions
+from ofa_fast.training.data import special_tokens
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DEFAULT_LENGTH = 512
 
 
-def load_model(model_dir: str | os.PathLike) -> tuple[PreTrainedModel, list[str]]:
-    """The model in float32, and the names of the weights that the folder lacks and that start at random."""
-    from transformers import AutoConfig, AutoModelForMaskedLM
+def is_causal(config: PreTrainedConfig) -> bool:
+    """Whether a model is trained to predict the next token rather than masked ones.
+
+    It is where transformers has no masked-language-model head for its kind. A kind that has both heads, such as BERT,
+    is what the class says that it was saved as.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_MASKED_LM_MAPPING
+    from transformers.models.auto import modeling_auto
+
+    masked, causal = (type(config) in kinds for kinds in (MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING))
+    if masked and causal:
+        saved_as = {name.removeprefix("Factorized") for name in config.architectures or ()}
+        return bool(
+            saved_as
+            & set(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+            - set(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values())
+        )
+    return causal
+
+
+def load_model(model_dir: str | os.PathLike) -> tuple[PreTrainedModel, list[str], bool]:
+    """The model in float32, the weights that the folder lacks and that start at random, and whether it is causal."""
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
 
     config = AutoConfig.from_pretrained(model_dir)
+    causal = is_causal(config)
+    auto = AutoModelForCausalLM if causal else AutoModelForMaskedLM
     try:
-        model, loading = AutoModelForMaskedLM.from_pretrained(
-            model_dir, config=config, dtype=torch.float32, output_loading_info=True
-        )
+        model, loading = auto.from_pretrained(model_dir, config=config, dtype=torch.float32, output_loading_info=True)
     except ValueError as error:
         if "Unrecognized configuration class" not in str(error):
             raise
         raise ValueError(
-            f"model_dir: {model_dir} holds a {config.model_type!r} model, for which transformers has no "
-            "masked-language-model head; train an encoder such as BERT, RoBERTa or XLM-R"
+            f"model_dir: {model_dir} holds a {config.model_type!r} model, for which transformers has neither a masked- "
+            "nor a causal-language-model head; train an encoder such as XLM-R or a decoder such as Llama"
         ) from None
-    return model, sorted(loading["missing_keys"])
+    return model, sorted(loading["missing_keys"]), causal
 
 
-def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) -> None:
+@torch.no_grad()
+def separates_documents(model: PreTrainedModel) -> bool:
+    """Whether position ids that start again keep a causal model's tokens from attending to the document before.
+
+    Transformers builds its attention masks so, but not every model uses them. So the model is tried: on two inputs of
+    two documents, of which the second one is the same, its outputs at the second one have to agree.
+    """
+    if "position_ids" not in inspect.signature(model.forward).parameters:
+        return False
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    if any(getattr(table, "padding_idx", None) is not None for table in tables):
+        return False  # RoBERTa counts positions from the padding id, and only by itself
+    rows = model.get_input_embeddings().num_embeddings
+    input_ids = torch.tensor([[rows // 2, rows // 3, 1, 2], [rows - 1, rows // 4, 1, 2]], device=model.device)
+    position_ids = torch.tensor([[0, 1, 0, 1]] * 2, device=model.device)
+    was_training = model.training
+    model.eval()
+    one, other = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[:, 2:]
+    model.train(was_training)
+    return bool((one - other).abs().max() <= 1e-5 * one.abs().max())
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, causal: bool) -> None:
     rows = model.get_input_embeddings().num_embeddings
     needed = max(tokenizer.get_vocab().values()) + 1
     if needed > rows:
@@ -43,7 +87,9 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel) 
             f"model_dir: the tokenizer has token ids up to {needed - 1}, but the model's table only {rows} rows; "
             "initialise the model for this tokenizer first"
         )
-    if tokenizer.mask_token_id is None:
+    if causal and not special_tokens(tokenizer, causal)[1]:
+        raise ValueError("model_dir: the tokenizer has no end-of-sequence token, which ends a document in training")
+    if not causal and tokenizer.mask_token_id is None:
         raise ValueError("model_dir: the tokenizer has no mask token, which masked-language-model training needs")
 
 

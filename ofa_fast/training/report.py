@@ -12,24 +12,29 @@ import numpy as np
 import torch
 
 import ofa_fast
+from ofa_fast.training.data import languages, quotas
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel
 
 CURVE_POINTS = 200
+EVALUATED = ("loss", "perplexity", "losses", "perplexities")
 
 
-def text_statistics(sequences: Dataset, labels: list[str]) -> dict[str, dict[str, int]]:
-    """Sequences and tokens of each label; files of one label are added up."""
-    table = sequences.data
-    files = np.asarray(table.column("file"))
-    lengths = np.asarray(table.column("input_ids").combine_chunks().value_lengths())
-    statistics = {label: {"sequences": 0, "tokens": 0} for label in labels}
-    for file, label in enumerate(labels):
-        statistics[label]["sequences"] += int((files == file).sum())
-        statistics[label]["tokens"] += int(lengths[files == file].sum())
-    return statistics
+def text_statistics(sequences: Dataset, temperature: float) -> dict[str, dict]:
+    """Of each language: its sequences, its tokens, and its share of the sequences that are drawn at ``temperature``."""
+    import pyarrow.compute as pc
+
+    names, codes = languages(sequences)
+    lengths = pc.list_value_length(sequences.data.column("input_ids")).to_numpy()
+    counts = np.bincount(codes, minlength=len(names))
+    tokens = np.bincount(codes, lengths, minlength=len(names))
+    shares = quotas(counts, temperature) / len(sequences)
+    return {
+        name: {"sequences": int(counts[i]), "tokens": int(tokens[i]), "share": float(shares[i])}
+        for i, name in enumerate(names)
+    }
 
 
 def curve(rows: list[dict]) -> list[dict]:
@@ -46,7 +51,7 @@ def losses(rows: list[dict], log_history: list[dict]) -> dict:
         "final_loss": float(np.mean([row["loss"] for row in rows[-max(1, len(rows) // 20) :]])),
         "losses": curve(rows),
         "evaluations": [
-            {"step": log["step"], **{name: log[f"eval_{name}"] for name in ("loss", "perplexity", "losses")}}
+            {"step": log["step"], **{name: log[f"eval_{name}"] for name in EVALUATED}}
             for log in log_history
             if "eval_loss" in log
         ],
@@ -104,7 +109,7 @@ def plot(rows: list[dict], evaluations: list[dict], path: Path) -> None:
             color="tab:orange",
             label="held out",
         )
-    axes.set(xlabel="step", ylabel="masked-language-model loss (nats a token)")
+    axes.set(xlabel="step", ylabel="loss (nats a token)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=150)

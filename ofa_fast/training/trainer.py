@@ -17,36 +17,39 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from ofa_fast.training.checkpoints import Checkpoints
-from ofa_fast.training.data import examples
+from ofa_fast.training.data import examples, languages
 
 
-class MaskedLMTrainer(Trainer):
-    """The loss of a step is the mean over all masked tokens of its batch, over all micro-batches and processes.
+class LanguageModelTrainer(Trainer):
+    """The loss of a step is the mean over all labelled tokens of its batch, over all micro-batches and processes.
 
-    transformers hands such models ``num_items_in_batch`` and counts on them to divide by it, but BERT, RoBERTa and
-    XLM-R take it and ignore it: with gradient accumulation their gradients come out too large by the number of
-    micro-batches. Here the model is asked for its own mean, which is then weighted by its share of the masked tokens.
+    transformers hands models ``num_items_in_batch`` and counts on them to divide by it, but BERT, RoBERTa and XLM-R
+    take it and ignore it: with gradient accumulation their gradients come out too large by the number of micro-batches.
+    Here the model is asked for its own mean, which is then weighted by its share of the labelled tokens.
     """
 
-    def __init__(self, *, model, args, collator, train_stream, eval_sequences, eval_labels, progress) -> None:
+    def __init__(self, *, model, args, collator, train_stream, eval_sequences, progress) -> None:
         super().__init__(
             model=model, args=args, data_collator=collator, train_dataset=train_stream, eval_dataset=eval_sequences
         )
         self.model_accepts_loss_kwargs = True
-        self.eval_labels, self.progress = eval_labels, progress
+        self.progress = progress
         self.evaluation_seconds = 0.0
         self.step_loss = torch.zeros((), device=args.device)
         self.step_tokens = torch.zeros((), dtype=torch.int64, device=args.device)
         self.remove_callback(PrinterCallback)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "position_ids" in inputs:
+            # In them transformers looks for documents where there is neither an attention mask nor a cache.
+            inputs = {name: value for name, value in inputs.items() if name != "attention_mask"} | {"use_cache": False}
         outputs = model(**inputs)
-        masked = (inputs["labels"] != -100).sum()
-        # A batch without a masked token has the mean 0 / 0; it counts for nothing.
-        loss = torch.where(masked > 0, outputs.loss.mean(), 0.0)
+        labelled = (inputs["labels"] != -100).sum()
+        # A batch without a label has the mean 0 / 0; it counts for nothing.
+        loss = torch.where(labelled > 0, outputs.loss.mean(), 0.0)
         if num_items_in_batch is not None:
             # Processes average their gradients, so each one's share is of a process's average.
-            loss = loss * masked * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
+            loss = loss * labelled * self.accelerator.num_processes / torch.as_tensor(num_items_in_batch).clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -57,28 +60,30 @@ class MaskedLMTrainer(Trainer):
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
-        """Mean loss and perplexity at masked tokens, of all held-out text and of each label; always the same masks."""
+        """Mean loss and perplexity at labelled tokens, of all held-out text and by language; always the same masks."""
         start = time.perf_counter()
         self.model.eval()
         sequences = self.eval_dataset
-        files, labels = np.asarray(sequences["file"]), list(dict.fromkeys(self.eval_labels))
+        labels, codes = languages(sequences)
         size, processes, process = self.args.eval_batch_size, self.args.world_size, self.args.process_index
         totals = torch.zeros(len(labels), 2, dtype=torch.float64, device=self.args.device)
         for part, label in enumerate(labels):
-            rows = np.flatnonzero(np.isin(files, [i for i, own in enumerate(self.eval_labels) if own == label]))
+            rows = np.flatnonzero(codes == part)
             batches = [rows[begin : begin + size].tolist() for begin in range(0, len(rows), size)]
             mine = batches[process::processes]
             for batch in tqdm(mine, desc=f"held out: {label}", leave=False, disable=not self.progress):
                 inputs = self._prepare_inputs(self.data_collator(examples(sequences, batch, batch)))
-                masked = (inputs["labels"] != -100).sum()
-                totals[part, 0] += self.compute_loss(self.model, inputs).double() * masked
-                totals[part, 1] += masked
+                labelled = (inputs["labels"] != -100).sum()
+                totals[part, 0] += self.compute_loss(self.model, inputs).double() * labelled
+                totals[part, 1] += labelled
         totals = self.accelerator.reduce(totals, "sum").cpu()
-        mean = [loss / max(masked, 1) for loss, masked in [*totals.tolist(), totals.sum(0).tolist()]]
+        mean = [loss / max(labelled, 1) for loss, labelled in [*totals.tolist(), totals.sum(0).tolist()]]
+        perplexity = [math.exp(min(loss, 700)) for loss in mean]
         metrics = {
             f"{metric_key_prefix}_loss": mean[-1],
-            f"{metric_key_prefix}_perplexity": math.exp(min(mean[-1], 700)),
-            f"{metric_key_prefix}_losses": dict(zip(labels, mean, strict=False)),
+            f"{metric_key_prefix}_perplexity": perplexity[-1],
+            f"{metric_key_prefix}_losses": dict(zip(labels, mean[:-1], strict=True)),
+            f"{metric_key_prefix}_perplexities": dict(zip(labels, perplexity[:-1], strict=True)),
         }
         self.log(metrics)
         self.evaluation_seconds += time.perf_counter() - start
@@ -91,7 +96,7 @@ class Recorder(TrainerCallback):
 
     def __init__(
         self,
-        trainer: MaskedLMTrainer,
+        trainer: LanguageModelTrainer,
         checkpoints: Checkpoints,
         keep: int,
         log_steps: int,

@@ -19,9 +19,9 @@ from transformers import (
     AutoTokenizer,
     BertForMaskedLM,
     BertModel,
-    GPT2Config,
-    GPT2LMHeadModel,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
     XLMRobertaConfig,
     XLMRobertaForMaskedLM,
 )
@@ -30,7 +30,7 @@ from ofa_fast.nn import FactorizedEmbedding
 from ofa_fast.training import train
 from ofa_fast.training.checkpoints import Checkpoints
 from ofa_fast.training.data import Stream, masking_collator, packed_sequences
-from ofa_fast.training.trainer import MaskedLMTrainer, Recorder
+from ofa_fast.training.trainer import LanguageModelTrainer, Recorder
 
 OPTIONS = {"steps": 12, "batch_size": 4, "max_length": 32, "learning_rate": 1e-3, "save_steps": 3, "progress": False}
 
@@ -166,7 +166,7 @@ def test_a_batch_of_unknown_tokens_only_changes_nothing(model_dir, tmp_path):
 def test_signals_save_a_checkpoint_and_resuming_gives_the_same_curve(
     uninterrupted, factorized_dir, texts, tmp_path, monkeypatch, capsys
 ):
-    out, step = tmp_path / "out", MaskedLMTrainer.training_step
+    out, step = tmp_path / "out", LanguageModelTrainer.training_step
     for number, at in ((signal.SIGTERM, 4), (signal.SIGINT, 8)):
 
         def interrupted(self, *args, number=number, at=at):
@@ -174,7 +174,7 @@ def test_signals_save_a_checkpoint_and_resuming_gives_the_same_curve(
                 signal.raise_signal(number)
             return step(self, *args)
 
-        monkeypatch.setattr(MaskedLMTrainer, "training_step", interrupted)
+        monkeypatch.setattr(LanguageModelTrainer, "training_step", interrupted)
         before = signal.getsignal(number)
         with pytest.raises(SystemExit) as exit:
             train(factorized_dir, texts, out, resume=True, **OPTIONS)
@@ -246,9 +246,9 @@ def test_what_a_killed_run_leaves_half_written_is_ignored(uninterrupted, factori
 
 def test_an_unfinished_run_is_neither_overwritten_nor_resumed_as_another(factorized_dir, texts, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    step = MaskedLMTrainer.training_step
+    step = LanguageModelTrainer.training_step
     monkeypatch.setattr(
-        MaskedLMTrainer, "training_step", lambda *args: signal.raise_signal(signal.SIGTERM) or step(*args)
+        LanguageModelTrainer, "training_step", lambda *args: signal.raise_signal(signal.SIGTERM) or step(*args)
     )
     with pytest.raises(SystemExit):
         train(factorized_dir, texts, out, **OPTIONS)
@@ -301,6 +301,7 @@ def test_a_diverging_loss_ends_the_run(dense_dir, texts, tmp_path):
         ({"max_length": 65}, ValueError, "max_length: 65 is over the 64 positions of the model"),
         ({"max_length": 2}, ValueError, "max_length: 2 leaves no room"),
         ({"batch_size": 0}, ValueError, "batch_size: expected a positive whole number, got 0"),
+        ({"temperature": 0.5}, ValueError, "temperature: expected a number of at least 1, got 0.5"),
         ({"mlm_probability": 1.5}, ValueError, "mlm_probability: expected a share"),
     ],
 )
@@ -324,13 +325,12 @@ def test_a_tokenizer_larger_than_the_table(dense_dir, tokenizer, texts, tmp_path
         train(tmp_path / "model", texts, tmp_path / "out", **OPTIONS)
 
 
-def test_a_model_without_masked_language_model_head(tokenizer, texts, tmp_path):
-    GPT2LMHeadModel(GPT2Config(vocab_size=len(tokenizer), n_embd=8, n_layer=1, n_head=1)).save_pretrained(
-        tmp_path / "m"
-    )
+def test_a_model_without_language_model_head(tokenizer, texts, tmp_path):
+    sizes = {"d_model": 8, "d_kv": 4, "d_ff": 8, "num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **sizes)).save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
     with pytest.raises(
-        ValueError, match="holds a 'gpt2' model, for which transformers has no masked-language-model head"
+        ValueError, match="a 't5' model, for which transformers has neither a masked- nor a causal-language-model head"
     ):
         train(tmp_path / "m", texts, tmp_path / "out", **OPTIONS)
 
