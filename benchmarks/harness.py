@@ -65,7 +65,7 @@ def run(contest: Contest, device: str, rounds: int, seconds: float) -> dict[str,
         for _ in range(rounds):
             for name, entry in contest.entries.items():
                 enough = len(times[name]) >= LEAST if name == OURS else bool(times[name])
-                if not calls[name] or enough and sum(times[name]) * calls[name] >= seconds:
+                if not calls[name] or (enough and sum(times[name]) * calls[name] >= seconds):
                     continue
                 gc.collect()
                 entry()

@@ -37,11 +37,11 @@ INTRODUCTION = """\
 Written by `python -m benchmarks report` from `benchmarks/results/*.json`, which `python -m benchmarks --json` measures.
 
 All entries of a size run in one process and in turns, one sample each a round, so that a busy moment of the machine
-meets all of them. Before every sample stands a call that is not timed. p20, p50 and p80 are quantiles of the samples. An
-entry that takes longer than four seconds is called once, and that time stands alone. *memory* is the peak beyond inputs
-and results. *of …* is how fast the problem was solved, in the operations or bytes that it needs when nothing is left out,
-over what torch's own matmul (`torch._int_mm` for int8) or a copy reached on this machine just before: a yardstick rather
-than the peak of the hardware, and whoever leaves work out can pass it. Errors are against float64.
+meets all of them. Before every sample stands a call that is not timed. p20, p50 and p80 are quantiles of the samples.
+An entry that takes longer than four seconds is called once, and that time stands alone. *memory* is the peak beyond
+inputs and results. *of …* is how fast the problem was solved, in the operations or bytes that it needs when nothing is
+left out, over what torch's own matmul (`torch._int_mm` for int8) or a copy reached on this machine just before: a
+yardstick rather than the peak of the hardware, and whoever leaves work out can pass it. Errors are against float64.
 """
 
 
