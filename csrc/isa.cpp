@@ -18,15 +18,17 @@ namespace {
 
 std::atomic<int> chosen{-1};
 
+#if defined(__x86_64__)
 // Linux grants a process the state of AMX tiles only when it asks.
 bool may_use_tiles() {
-#if defined(__x86_64__) && defined(__linux__)
+#  if defined(__linux__)
   constexpr int request_permission = 0x1023, tile_data = 18;
   return syscall(SYS_arch_prctl, request_permission, tile_data) == 0;
-#else
+#  else
   return false;
-#endif
+#  endif
 }
+#endif
 
 }  // namespace
 
