@@ -1,8 +1,8 @@
 // Packed panels and the micro-kernel on AMX, for gemm_simd.cpp.
 //
-// A panel of `width` rows: 64 bytes that tell how many parts its floats have, then for every 32 depths and every part
-// width / 16 tiles of 1 KiB. A tile of the left operand is 16 rows of 16 words, a word holds depths i and i + 16; one
-// of the right operand is its transpose.
+// A panel of `width` rows: 64 bytes that tell how many parts its floats have, then its blocks of 16 rows, for each
+// every 32 depths, for these every part: a tile of 1 KiB. A tile of the left operand is 16 rows of 16 words, a word
+// holds depths i and i + 16; one of the right operand is its transpose.
 #pragma once
 
 #include "amx.h"
