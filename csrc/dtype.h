@@ -40,4 +40,7 @@ constexpr Dtype dtype_of<int8_t>() {
   return Dtype::i8;
 }
 
+// Bytes of an element of the kernels' dtypes: float32, float16 or bfloat16.
+static inline int64_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
+
 }  // namespace ofa

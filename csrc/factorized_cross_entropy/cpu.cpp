@@ -19,8 +19,6 @@ constexpr int64_t alone =
     1 << 22;                   // multiplications (a tenth of a millisecond) that do not pay for waking other threads
 constexpr int64_t slice = 64;  // columns of grad_basis that one task computes
 
-size_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
-
 // How the work is divided: by sizes alone, never by threads, so that sums have the same order on any number of them.
 struct Plan {
   const Kernels& kernels;

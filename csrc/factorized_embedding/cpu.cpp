@@ -19,8 +19,6 @@ constexpr int64_t deep = 256;     // distinct ids that the basis' gradient sums 
 constexpr int64_t span = 2048;    // distinct ids whose summed gradients are held at a time
 constexpr int64_t few = 256;      // tokens that make a task worth its hand-out
 
-size_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
-
 // Rows of one product where there are `rows` in all: enough products for a team. By sizes alone: sums are divided
 // alike for any number of threads.
 int64_t block_of(int64_t rows) {

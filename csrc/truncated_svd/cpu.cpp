@@ -16,7 +16,6 @@ constexpr int64_t block = 128;  // rows of a result to a task, about: they stay 
 constexpr int64_t strip = 256;  // columns of the Gram matrix to a task
 constexpr int64_t narrow = 32;  // of those multiplied at a time: a multiple of every micro-kernel's nr
 
-int64_t item_size(Dtype dtype) { return dtype == Dtype::f32 ? 4 : 2; }
 int64_t block_rows() { return block / OFA_SELECT(gemm).mr * OFA_SELECT(gemm).mr; }
 
 struct GramScratch {
