@@ -8,6 +8,7 @@
 #include "tensor.h"
 #include "topk_similarity/topk_similarity.h"
 #include "truncated_svd/truncated_svd.h"
+#include "vector_text.h"
 
 namespace py = pybind11;
 
@@ -53,6 +54,8 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("isa", [] { return ofa::isa_names[static_cast<int>(ofa::isa())]; });
   module.def("best_isa", [] { return ofa::isa_names[static_cast<int>(ofa::best_isa())]; });
   module.def("set_isa", &ofa::set_isa, py::arg("name"));
+  module.def("vector_text_find_lines", &ofa::vector_text::find_lines, release());
+  module.def("vector_text_parse", &ofa::vector_text::parse, release());
 #else
   module.def("device_count", &ofa::device_count, "The number of GPUs, or a RuntimeError that says why there is none");
   module.def("runtime_version", &ofa::runtime_version);

@@ -11,6 +11,7 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -147,11 +148,11 @@ def read_keyed_vectors(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
             record = _RestrictedUnpickler(stream).load()
         except ForeignObjectError as error:
             raise ValueError(
-                f"{path}: refused, since it holds {error}: only gensim KeyedVectors and numpy arrays are read. "
+                f"{path}: refused, since it holds {shorten(str(error), 200)}: only gensim KeyedVectors and numpy arrays are read. "
                 "From a file you trust, load it with gensim and save it with save_word2vec_format()"
             ) from None
         except _DAMAGED as error:
-            raise ValueError(f"{path}: not a complete gensim KeyedVectors file: {error}") from error
+            raise ValueError(f"{path}: not a complete gensim KeyedVectors file: {shorten(str(error), 200)}") from error
     if not isinstance(record, _Record):
         raise ValueError(f"{path}: holds a {type(record).__name__}, not gensim KeyedVectors")
 

@@ -56,7 +56,7 @@ def read_fasttext(
             take("qb")
         position += 8 * max(0, pruned)
         quantised, rows, columns = take("?2q")
-    except struct.error:
+    except (struct.error, OverflowError):
         raise ValueError(f"{path}: truncated fastText model") from None
     if quantised:
         raise ValueError(f"{path}: a quantised fastText model, which is not read: use the .bin or .vec file instead")
