@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
 from pathlib import Path
@@ -64,6 +63,21 @@ def _language_file(text: str) -> tuple[str, Path]:
     return language or Path(path).name.split(".")[0], Path(path)
 
 
+def _dictionary_file(text: str) -> tuple[tuple[str, str], Path]:
+    languages, separator, path = text.partition("=")
+    source, dash, target = languages.partition("-")
+    if not (separator and dash and source and target and path):
+        raise argparse.ArgumentTypeError(f"expected LANGUAGE-LANGUAGE=FILE such as eng-deu=german.txt, got {text!r}")
+    return (source, target), Path(path)
+
+
+def _lines(text: str) -> range:
+    first, separator, last = text.partition("-")
+    if not (separator and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):
+        raise argparse.ArgumentTypeError(f"expected FIRST-LAST such as 23214-31170, got {text!r}")
+    return range(int(first) - 1, int(last))
+
+
 def _labelled_file(text: str) -> Path | tuple[str, Path]:
     language, separator, path = text.partition("=")
     return Path(text) if not (separator and language) or Path(text).exists() else (language, Path(path))
@@ -90,7 +104,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command(
         "build",
-        _vectors_build,
+        _vectors("build"),
         "build aligned word vectors from texts that are translations of each other, line by line",
         "vectors build --parallel bible/*.txt --out vectors.safetensors",
         vectors,
@@ -106,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     add("--dim", type=_positive, default=200, help="length of a vector (default: 200)")
     add("--min-count", type=_positive, default=2, help="leave out words rarer than this (default: 2)")
+    add("--lines", type=_lines, metavar="FIRST-LAST", help="use these lines only, counted from 1")
+    add("--pivot", metavar="LANGUAGE", help="to which the others' words are linked (default: eng, or the first)")
     add(
         "--case",
         choices=("natural", "lower", "keep"),
@@ -115,19 +131,42 @@ def _parser() -> argparse.ArgumentParser:
 
     add = command(
         "convert",
-        _vectors_convert,
+        _vectors("convert"),
         "convert word vectors of any readable format to memory-mapped safetensors",
         "vectors convert cc.de.300.vec.gz --language deu --out deu.safetensors",
         vectors,
     )
     add("vectors", type=Path, metavar="FILE", help=".vec .txt .bin .wv .kv .npz or .safetensors, gzipped or not")
     add("--language", help="ISO 639-3 code of all words, where the words carry none")
+    add("--languages", nargs="+", metavar="LANGUAGE", help="keep the words of these languages only")
     add("--max-words", type=_positive, help="keep only this many words from the start of the file")
+    add("--half", action="store_true", help="store float16")
+    add("--skip-bad-lines", action="store_true", help="leave out malformed lines of text, and count them")
+    add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+
+    add = command(
+        "align",
+        _vectors("align"),
+        "bring word vectors of single languages into one space",
+        "vectors align eng=cc.en.vec.gz deu=cc.de.vec.gz --dictionary eng-deu=german.txt --out aligned.safetensors",
+        vectors,
+    )
+    add("vectors", nargs="+", type=_language_file, metavar="[LANGUAGE=]FILE", help="one file a language")
+    add(
+        "--dictionary",
+        nargs="+",
+        type=_dictionary_file,
+        required=True,
+        metavar="LANGUAGE-LANGUAGE=FILE",
+        help="lines: word TAB translation; two languages may be joined through a third",
+    )
+    add("--pivot", metavar="LANGUAGE", help="whose space is the common one (default: that with most word pairs)")
+    add("--max-words", type=_positive, help="keep only this many words of each language")
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
 
     add = command(
         "evaluate",
-        _vectors_evaluate,
+        _vectors("evaluate"),
         "judge word vectors by translating the words of a dictionary",
         "vectors evaluate vectors.safetensors --dictionary german.txt --source eng --target deu",
         vectors,
@@ -137,6 +176,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--source", required=True, metavar="LANGUAGE", help="ISO 639-3 code of the first column")
     add("--target", required=True, metavar="LANGUAGE", help="ISO 639-3 code of the second column")
     add("--k", type=_numbers, default=(1, 10), metavar="K,...", help="precision at these (default: 1,10)")
+    add("--frequent", type=_positive, metavar="N", help="query only the first N words of the source language")
 
     add = command(
         "init",
@@ -261,32 +301,13 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _vectors_build(args) -> None:
-    from ofa_fast.initialization import build_word_vectors
+def _vectors(name: str):
+    def run(args) -> None:
+        from ofa_fast import _cli_vectors
 
-    files = dict(args.parallel)
-    if len(files) < len(args.parallel):
-        raise ValueError("--parallel names a language twice: write LANGUAGE=FILE where file names do not tell")
-    vectors = build_word_vectors(
-        files, dim=args.dim, min_count=args.min_count, case=args.case, progress=sys.stderr.isatty()
-    )
-    vectors.save(args.out)
-    print(f"{args.out}: {len(vectors.words):,} words in {len(files)} languages, {vectors.vectors.shape[1]} dimensions")
+        getattr(_cli_vectors, name)(args)
 
-
-def _vectors_convert(args) -> None:
-    from ofa_fast.initialization import WordVectors
-
-    vectors = WordVectors.load(args.vectors, language=args.language, max_words=args.max_words)
-    vectors.save(args.out)
-    print(f"{args.out}: {len(vectors.words):,} words, {vectors.vectors.shape[1]} dimensions")
-
-
-def _vectors_evaluate(args) -> None:
-    from ofa_fast.initialization import WordVectors, translation_precision
-
-    vectors = WordVectors.load(args.vectors)
-    print(json.dumps(translation_precision(vectors, args.dictionary, args.source, args.target, k=args.k), indent=2))
+    return run
 
 
 def _init(args) -> None:

@@ -1,5 +1,6 @@
 """Initialisation of a new vocabulary's table: word vectors, subword vectors, matching, and the OFA recipe."""
 
+from ofa_fast.initialization.align_vectors import align_word_vectors
 from ofa_fast.initialization.build_vectors import build_word_vectors
 from ofa_fast.initialization.matching import match_vocabularies
 from ofa_fast.initialization.recipe import initialize, plan
@@ -11,6 +12,7 @@ from ofa_fast.initialization.word_vectors import WordVectors
 __all__ = [
     "Initialization",
     "WordVectors",
+    "align_word_vectors",
     "build_word_vectors",
     "initialize",
     "match_vocabularies",

@@ -148,8 +148,8 @@ def read_keyed_vectors(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
             record = _RestrictedUnpickler(stream).load()
         except ForeignObjectError as error:
             raise ValueError(
-                f"{path}: refused, since it holds {shorten(str(error), 200)}: only gensim KeyedVectors and numpy arrays are read. "
-                "From a file you trust, load it with gensim and save it with save_word2vec_format()"
+                f"{path}: refused, since it holds {shorten(str(error), 200)}: only gensim KeyedVectors and numpy "
+                "arrays are read. From a file you trust, load it with gensim and save it with save_word2vec_format()"
             ) from None
         except _DAMAGED as error:
             raise ValueError(f"{path}: not a complete gensim KeyedVectors file: {shorten(str(error), 200)}") from error

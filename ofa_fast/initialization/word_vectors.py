@@ -147,8 +147,8 @@ class WordVectors:
             progress: show a bar while reading text or binary.
             skip_bad_lines: leave out lines of text that would be refused, and warn how many there were.
 
-        Text is parsed natively on all threads. Peak memory is the result's and some 60 MB; a zipped ``.bin``, ``.npz`` or ``.safetensors`` is
-        unzipped in memory first.
+        Text is parsed natively on all threads. Peak memory is the result's and some 60 MB; a zipped ``.bin``, ``.npz``
+        or ``.safetensors`` is unzipped in memory first.
 
         Raises:
             ValueError: a name of no known format; a malformed line, count, dimension or encoding, a truncated or empty
@@ -235,6 +235,17 @@ class WordVectors:
         )
         kept._markup = None if self._markup is None else self._markup[chosen]
         return kept
+
+    def astype(self, dtype: np.dtype | type) -> WordVectors:
+        """The same words with vectors in float16 or float32.
+
+        Raises:
+            ValueError: a value is too large for float16.
+        """
+        with np.errstate(over="ignore"):  # found by the check of the result
+            cast = WordVectors(self.words, np.asarray(self.vectors, dtype=dtype), self.languages)
+        cast._markup = self._markup
+        return cast
 
     def save(self, path: str | os.PathLike) -> None:
         """Write a safetensors file that ``load`` maps into memory; the file is absent or complete.
