@@ -1,8 +1,9 @@
 // Products of float32 matrices by int8 digits on AMX, for *_simd.cpp. A vector (along the depth of a product) becomes
-// fixed-point numbers t = round(x 2^k), the largest of 23 bits, and t three signed bytes: d0 2^16 + d1 2^8 + d2. Of the
-// nine products of digits the six of orders i + j <= 2 are taken; AMX sums them exactly. So the error is that of
-// the rounding to t, at most 2^-23 of the largest element of the vector each, and what order 3 would add: random, about
-// 2^-24 of the product of the vectors' norms or less, but not of each single product as in float32 arithmetic.
+// fixed-point numbers t = round(x 2^k), the largest of 23 bits, and t three signed bytes: d0 2^16 + d1 2^8 + d2. AMX
+// sums products of digits exactly; all are taken but d2 d2, so what is left is the rounding to t: at most 2^-23 of the
+// largest element of a vector for each. Relative to the product of the vectors' norms that is random and below
+// float32's own error, except where one element dwarfs all the others and these are much alike: there up to sqrt(depth)
+// 2^-23. Relative to single products, as in float32 arithmetic, it is not bounded.
 #pragma once
 
 #include "amx.h"
@@ -56,37 +57,70 @@ constexpr int64_t sums_of_order = 4 * unit;  // 2 x 2 tiles
 
 // sums[order][block of a][block of b] = the products of m blocks of a and n blocks of b, up to most_steps deep. An
 // operand is blocks of 16 rows (of the left one) or columns (of the right one), for each its steps, for each a tile for
-// every digit.
+// every digit. On the way a quarter of as much as b's two blocks, from `ahead` on, is fetched into the second-level
+// cache.
+//
+// Four tiles of sums change with the order: every three steps, which stay in the first-level cache meanwhile. A sum is
+// stored only when its tile is needed again, so that the multiplier does not wait for it.
 template <int m, int n>
 static inline void multiply_digits(const uint32_t* a, int64_t a_next, const uint32_t* b, int64_t b_next, int64_t steps,
-                                   int32_t* sums) {
+                                   int32_t* sums, const void* ahead) {
+  constexpr int64_t at_once = 3;
+  const char* fetched = static_cast<const char*>(ahead);
+  int32_t* held = sums;  // by the tiles; at first nothing
+  for (int64_t begin = 0; begin < steps; begin += at_once) {
+    const int64_t end = begin + at_once < steps ? begin + at_once : steps;
 #pragma GCC unroll 4
-  for (int order = 0; order < orders; ++order) {
-    _tile_zero(0);
-    if (n > 1) _tile_zero(1);
-    if (m > 1) _tile_zero(2);
-    if (m > 1 && n > 1) _tile_zero(3);
-    for (int64_t s = 0; s < steps; ++s)
+    for (int order = orders - 1; order >= 0; --order) {
+      int32_t* next = sums + order * sums_of_order;
+#define OFA_CHANGE(tile)                       \
+  _tile_stored(tile, held + tile * unit, 64);  \
+  if (begin > 0)                               \
+    _tile_loadd(tile, next + tile * unit, 64); \
+  else                                         \
+    _tile_zero(tile);
+      for (int64_t s = begin; s < end; ++s)
 #pragma GCC unroll 3
-      for (int i = 0; i < digit_count; ++i) {
-        if (i > order || order - i >= digit_count) continue;
-        const uint32_t* left = a + (s * digit_count + i) * unit;
-        const uint32_t* right = b + (s * digit_count + order - i) * unit;
-        _tile_loadd(4, left, 64);
-        _tile_loadd(6, right, 64);
-        _tile_dpbssd(0, 4, 6);
-        if (n > 1) _tile_loadd(7, right + b_next, 64);
-        if (n > 1) _tile_dpbssd(1, 4, 7);
-        if (m > 1) _tile_loadd(5, left + a_next, 64);
-        if (m > 1) _tile_dpbssd(2, 5, 6);
-        if (m > 1 && n > 1) _tile_dpbssd(3, 5, 7);
-      }
-    int32_t* out = sums + order * sums_of_order;
-    _tile_stored(0, out, 64);
-    if (n > 1) _tile_stored(1, out + unit, 64);
-    if (m > 1) _tile_stored(2, out + 2 * unit, 64);
-    if (m > 1 && n > 1) _tile_stored(3, out + 3 * unit, 64);
+        for (int i = order < digit_count ? 0 : order - digit_count + 1; i <= order && i < digit_count; ++i) {
+          const bool change = s == begin && (i == 0 || order - i == digit_count - 1);
+          const uint32_t* left = a + (s * digit_count + i) * unit;
+          const uint32_t* right = b + (s * digit_count + order - i) * unit;
+          _tile_loadd(4, left, 64);
+          _tile_loadd(6, right, 64);
+          if (change) {
+            OFA_CHANGE(0)
+          }
+          _tile_dpbssd(0, 4, 6);
+          if (n > 1) {
+            _tile_loadd(7, right + b_next, 64);
+            if (change) {
+              OFA_CHANGE(1)
+            }
+            _tile_dpbssd(1, 4, 7);
+          }
+          if (m > 1) {
+            _tile_loadd(5, left + a_next, 64);
+            if (change) {
+              OFA_CHANGE(2)
+            }
+            _tile_dpbssd(2, 5, 6);
+          }
+          if (m > 1 && n > 1) {
+            if (change) {
+              OFA_CHANGE(3)
+            }
+            _tile_dpbssd(3, 5, 7);
+          }
+          for (int line = 0; line < 3; ++line, fetched += 64) _mm_prefetch(fetched, _MM_HINT_T1);
+        }
+#undef OFA_CHANGE
+      held = next;
+    }
   }
+  _tile_stored(0, held, 64);
+  if (n > 1) _tile_stored(1, held + unit, 64);
+  if (m > 1) _tile_stored(2, held + 2 * unit, 64);
+  if (m > 1 && n > 1) _tile_stored(3, held + 3 * unit, 64);
 }
 
 // Sixteen products, columns `column`.. of a row of 2 x 2 tiles of sums, times 2^k for k the sum of both exponents.

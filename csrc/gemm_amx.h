@@ -1,20 +1,24 @@
 // Packed panels and the micro-kernel on AMX, for gemm_simd.cpp.
 //
-// A panel of `width` rows: their exponents, then its blocks of 16 rows, for each every 64 depths, for these every digit:
-// a tile of 1 KiB. A tile of the left operand is 16 rows of 16 words, one of the right operand its transpose.
+// A panel of `width` rows: their exponents, then its blocks of 16 rows, for each every 64 depths, for these every
+// digit: a tile of 1 KiB. A tile of the left operand is 16 rows of 16 words, one of the right operand its transpose.
 #pragma once
 
 #include "digits.h"
 #include "gemm.h"
+#include "gemm_fma.h"
 
 namespace ofa {
 namespace OFA_ISA {
 namespace {
 
-constexpr int mr = 16, nr = 32;
+constexpr int mr = floats::mr, nr = floats::nr;
+constexpr int64_t shallow = 16;  // depth up to which float32 arithmetic is exacter: the roundings to t do not cancel
 
 int64_t block_size(int64_t depth) { return ceil_div(depth, tile_depth) * digit_count * unit; }
-int64_t panel_size(int64_t depth, int width) { return width + width / 16 * block_size(depth); }
+int64_t panel_size(int64_t depth, int width) {
+  return depth <= shallow ? floats::panel_size(depth, width) : width + width / 16 * block_size(depth);
+}
 
 // The matrix to pack; a vector of it is 16 elements in the order of memory: depths d, d + 1, ... of row r where by_row,
 // else rows r, r + 1, ... at depth d.
@@ -32,7 +36,7 @@ struct Source {
   int64_t at(int64_t r, int64_t d) const { return by_row ? (index ? index[r] : r) * stride + d : d * stride + r; }
 };
 
-// The exponents of 16 `count` rows; by columns in the order of memory.
+// The exponents of 16 * count rows; 16 where by_row, else in the order of memory.
 template <int count, class Source>
 inline void find_exponents(const Source& source, int64_t r, bool by_row, float* out) {
   vint largest[count] = {};
@@ -79,11 +83,10 @@ void pack(const Source<dtype, by_row>& source, float* left, float* right) {
         float* out = direct ? direct + tile : buffer;
         const vfloat by_column = load(k + 16 * number);
         for (int i = 0; i < 16; ++i) {
-          const Digits digits =
-              by_row ? digits_of(source.load(r + i, d), source.load(r + i, d + 16), source.load(r + i, d + 32),
-                                 source.load(r + i, d + 48), splat(k[i]))
-                     : digits_of(source.load(r, d + i), source.load(r, d + i + 16), source.load(r, d + i + 32),
-                                 source.load(r, d + i + 48), by_column);
+          const Digits digits = by_row ? digits_of(source.load(r + i, d), source.load(r + i, d + 16),
+                                                   source.load(r + i, d + 32), source.load(r + i, d + 48), splat(k[i]))
+                                       : digits_of(source.load(r, d + i), source.load(r, d + i + 16),
+                                                   source.load(r, d + i + 32), source.load(r, d + i + 48), by_column);
 #pragma GCC unroll 3
           for (int j = 0; j < digit_count; ++j) _mm512_store_si512(out + j * unit + 16 * i, digits.digit[j]);
         }
@@ -101,6 +104,7 @@ void pack(const Source<dtype, by_row>& source, float* left, float* right) {
 
 void pack_rows(const void* src, Dtype dtype, int64_t stride, const int64_t* index, int64_t rows, int64_t depth,
                int width, float* packed) {
+  if (depth <= shallow) return floats::pack_rows(src, dtype, stride, index, rows, depth, width, packed);
   with_dtype(dtype, [&](auto constant) {
     pack(Source<constant.value, true>{src, stride, index, rows, depth}, width == mr ? packed : nullptr,
          width == nr ? packed : nullptr);
@@ -108,6 +112,9 @@ void pack_rows(const void* src, Dtype dtype, int64_t stride, const int64_t* inde
 }
 
 void pack_both(const void* src, Dtype dtype, int64_t stride, int64_t rows, int64_t depth, float* left, float* right) {
+  if (depth <= shallow && left) floats::pack_columns(src, dtype, stride, rows, depth, mr, left);
+  if (depth <= shallow && right) floats::pack_columns(src, dtype, stride, rows, depth, nr, right);
+  if (depth <= shallow) return;
   with_dtype(dtype, [&](auto constant) {
     pack(Source<constant.value, false>{src, stride, nullptr, rows, depth}, left, right);
   });
@@ -119,6 +126,7 @@ void pack_columns(const void* src, Dtype dtype, int64_t stride, int64_t rows, in
 
 void multiply(const float* a, const float* b, int64_t m, int64_t n, int64_t depth, float* c, int64_t stride,
               bool accumulate) {
+  if (depth <= shallow) return floats::multiply(a, b, m, n, depth, c, stride, accumulate);
   const int64_t a_panel = panel_size(depth, mr), b_panel = panel_size(depth, nr), steps = ceil_div(depth, tile_depth);
   start_products();
   for (int64_t s = 0; s == 0 || s < steps; s += most_steps) {
@@ -130,9 +138,11 @@ void multiply(const float* a, const float* b, int64_t m, int64_t n, int64_t dept
         const float* left = a + i / mr * a_panel;
         const int64_t rows = m - i < 2 * mr ? m - i : 2 * mr, columns = n - j < nr ? n - j : nr;
         alignas(64) int32_t sums[orders * sums_of_order];
-        (rows > mr ? multiply_digits<2, 2> : multiply_digits<1, 2>)(
-            reinterpret_cast<const uint32_t*>(left + mr + from), a_panel,
-            reinterpret_cast<const uint32_t*>(right + nr + from), block_size(depth), count, sums);
+        (rows > mr ? multiply_digits<2, 2>
+                   : multiply_digits<1, 2>)(reinterpret_cast<const uint32_t*>(left + mr + from), a_panel,
+                                            reinterpret_cast<const uint32_t*>(right + nr + from), block_size(depth),
+                                            count, sums,
+                                            right + nr + from + b_panel + i / (2 * mr) % 4 * (b_panel / 4));
         for (int64_t r = 0; r < rows; ++r) {
           const __m512 k = _mm512_set1_ps(left[r / mr * a_panel + r % mr]);
           for (int64_t column = 0; column < columns; column += 16) {
