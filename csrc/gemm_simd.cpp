@@ -1,12 +1,15 @@
-#if defined(__AMX_BF16__)
+#include "gemm_fma.h"
+#if defined(__AMX_INT8__)
 #  include "gemm_amx.h"
-#else
-#  include "gemm_fma.h"
 #endif
 
 namespace ofa {
 namespace OFA_ISA {
 namespace {
+
+#if !defined(__AMX_INT8__)
+using namespace floats;
+#endif
 
 void to_float(const void* src, Dtype dtype, int64_t count, float* dst) {
   with_dtype(dtype, [&](auto constant) {

@@ -5,6 +5,7 @@
 #include "gemm.h"
 #include "huge_pages.h"
 #include "parallel.h"
+#include "truncated_svd/kernels.h"
 #include "truncated_svd/truncated_svd.h"
 #include "workspace.h"
 
@@ -15,6 +16,7 @@ constexpr int64_t panel = 768;  // rows packed at once, and summed in float32
 constexpr int64_t block = 128;  // rows of a result to a task, about: they stay packed in the second-level cache
 constexpr int64_t strip = 256;  // columns of the Gram matrix to a task
 constexpr int64_t narrow = 32;  // of those multiplied at a time: a multiple of every micro-kernel's nr
+constexpr int64_t groups = 64;  // of rows of U, a task each, so that their order is the same for any number of threads
 
 int64_t block_rows() { return block / OFA_SELECT(gemm).mr * OFA_SELECT(gemm).mr; }
 
@@ -79,12 +81,13 @@ class GramSum {
 };
 
 struct ProductScratch {
-  GramScratch gram;
-  Workspace::Array<float> left, right;
+  Workspace::Array<float> left, right, images;
+  Workspace::Array<double> sums;
   ProductScratch(Workspace& workspace, int64_t depth, int64_t columns, int threads)
-      : gram(workspace, columns, threads),
-        left(workspace, packed_size(block, depth, OFA_SELECT(gemm).mr), threads),
-        right(workspace, packed_size(columns, depth, OFA_SELECT(gemm).nr)) {}
+      : left(workspace, packed_size(block, depth, OFA_SELECT(gemm).mr), threads),
+        right(workspace, packed_size(columns, depth, OFA_SELECT(gemm).nr)),
+        images(workspace, columns * probes, threads),
+        sums(workspace, columns * probes, groups) {}
 };
 
 }  // namespace
@@ -115,33 +118,41 @@ int64_t product_workspace(int64_t depth, int64_t columns, int threads) {
   return measure.bytes();
 }
 
-void product(Tensor matrix_tensor, Tensor right_tensor, Tensor out_tensor, Tensor gram_tensor, Tensor workspace,
-             int threads) {
+void product(Tensor matrix_tensor, Tensor right_tensor, Tensor vectors_tensor, Tensor out_tensor, Tensor images_tensor,
+             Tensor workspace, int threads) {
   const int64_t rows = matrix_tensor.size(0), depth = matrix_tensor.size(1), columns = right_tensor.size(1);
   const Dtype dtype = matrix_tensor.dtype();
   const char* matrix = static_cast<const char*>(matrix_tensor.data("matrix", {rows, depth}));
   const float* right = right_tensor.data<float>("right", {depth, columns});
+  const float* vectors = vectors_tensor.data<float>("vectors", {columns, probes});
   float* out = out_tensor.data<float>("out", {rows, columns});
-  double* sums = gram_tensor.data<double>("gram", {columns, columns});
+  double* images = images_tensor.data<double>("images", {columns, probes});
   fault_in(out, rows * columns * sizeof(float), threads, [](int64_t, int64_t) { return true; });
 
   const GemmTable& gemm = OFA_SELECT(gemm);
+  const AddImages add_images = OFA_SELECT(add_images);
   Workspace memory(workspace);
   const ProductScratch scratch(memory, depth, columns, threads);
   gemm.pack_columns(right, Dtype::f32, columns, columns, depth, gemm.nr, scratch.right.of(0));
-  GramSum sum(columns, sums, scratch.gram, threads);
-  for (int64_t row = 0; row < rows; row += panel) {  // the rows that were just written are still in a cache
-    const int64_t end = std::min(row + panel, rows);
-    parallel_for(ceil_div(end - row, block_rows()), threads, [&](int64_t task, int worker) {
-      const int64_t first = row + task * block_rows(), count = std::min(block_rows(), end - first);
-      gemm.pack_rows(matrix + first * depth * item_size(dtype), dtype, depth, nullptr, count, depth, gemm.mr,
-                     scratch.left.of(worker));
-      gemm.multiply(scratch.left.of(worker), scratch.right.of(0), count, columns, depth, out + first * columns, columns,
-                    false);
-    });
-    sum.add(reinterpret_cast<const char*>(out + row * columns), Dtype::f32, end - row);
-  }
-  sum.finish();
+  const int64_t group = ceil_div(rows, groups * block_rows()) * block_rows(), count = columns * probes;
+  const int64_t tasks = ceil_div(rows, group);
+  parallel_for(tasks, threads, [&](int64_t task, int worker) {
+    float *left = scratch.left.of(worker), *image = scratch.images.of(worker);
+    double* sum = scratch.sums.of(task);
+    std::fill(sum, sum + count, 0.0);
+    for (int64_t row = task * group, end = std::min(row + group, rows); row < end; row += block_rows()) {
+      const int64_t height = std::min(block_rows(), end - row);
+      float* result = out + row * columns;
+      gemm.pack_rows(matrix + row * depth * item_size(dtype), dtype, depth, nullptr, height, depth, gemm.mr, left);
+      gemm.multiply(left, scratch.right.of(0), height, columns, depth, result, columns, false);
+      std::fill(image, image + count, 0.0f);
+      add_images(result, height, columns, vectors, image);
+      gemm.add_to_double(image, count, 1, count, sum, count);
+    }
+  });
+  std::fill(images, images + count, 0.0);
+  for (int64_t task = 0; task < tasks; ++task)
+    for (int64_t i = 0; i < count; ++i) images[i] += scratch.sums.of(task)[i];
 }
 
 }  // namespace ofa::truncated_svd

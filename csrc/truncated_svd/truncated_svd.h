@@ -14,11 +14,12 @@ void gram(Tensor matrix,     // [n, d] float32, float16 or bfloat16
           Tensor workspace,  // [bytes] uint8
           int threads);
 
-// out = matrix right and gram = outᵀ out
+// out = matrix right, and images = outᵀ (out vectors), which the vectors themselves are where out is orthonormal
 void product(Tensor matrix,     // [n, d] float32, float16 or bfloat16
              Tensor right,      // [d, R] float32
+             Tensor vectors,    // [R, 16] float32
              Tensor out,        // [n, R] float32
-             Tensor gram,       // [R, R] float64
+             Tensor images,     // [R, 16] float64
              Tensor workspace,  // [bytes] uint8
              int threads);
 

@@ -17,13 +17,13 @@ def _native_gram(matrix):
     return out
 
 
-def _native_product(matrix, right):
+def _native_product(matrix, right, vectors):
     threads, d, columns = torch.get_num_threads(), *right.shape
     out = matrix.new_empty(matrix.shape[0], columns, dtype=torch.float32)
     scratch = workspace(_native.cpu.truncated_svd_product_workspace(d, columns, threads), out)
-    gram = matrix.new_empty(columns, columns, dtype=torch.float64)
-    _native.cpu.truncated_svd_product(matrix, right.float().contiguous(), out, gram, scratch, threads)
-    return out, gram
+    images = matrix.new_empty(vectors.shape, dtype=torch.float64)
+    _native.cpu.truncated_svd_product(matrix, right.float().contiguous(), vectors, out, images, scratch, threads)
+    return out, images
 
 
 def _fake(matrix, rank):
@@ -108,10 +108,11 @@ def truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.
 
     On the CPU: half of the Gram matrix to float32 accuracy in panels that are summed in float64, its leading
     eigenvectors, and one product. The residual is within 1e-6 relative of the optimum; U is orthonormal to 1e-5, which
-    is checked. A matrix whose spectrum is too steep for that (S_1 / S_R above some 100) is decomposed in float64, by
-    its Gram matrix or by QR. ``matrix`` is read twice from top to bottom and may be memory-mapped. Peak extra memory
-    beyond the results, in bytes: where n >= d, 24 d² + 6 d R + 9,300 d (and 800 d a thread); in float64 8,192 rows
-    more; where n < d a transposed copy as well. The backward pass works in float64 and takes 32 n d bytes.
+    is checked on 16 random vectors. A matrix whose spectrum is too steep for that (S_1 / S_R above some 100) is
+    decomposed in float64, by its Gram matrix or by QR. ``matrix`` is read twice from top to bottom and may be
+    memory-mapped. Peak extra memory beyond the results, in bytes: where n >= d, 24 d² + 16 d R + 8,200 R + 6,200 d (and
+    520 d a thread); in float64 8,192 rows more; where n < d a transposed copy as well. The backward pass works in
+    float64 and takes 32 n d bytes.
 
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.1 uses U as coordinates and diag(S) Vh as basis.
     """
