@@ -54,7 +54,7 @@ def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
         grad_coordinates = grad.new_empty(u, r) if sparse else _zeros(coordinates.shape, coordinates)
     if needs[1]:
         grad_basis = torch.empty_like(basis, memory_format=torch.contiguous_format)
-    scratch = workspace(_native.cpu.factorized_embedding_backward_workspace(u, r, d, threads), grad)
+    scratch = workspace(_native.cpu.factorized_embedding_backward_workspace(n, u, r, d, threads), grad)
     tables = coordinates.contiguous(), basis.contiguous()
     _native.cpu.factorized_embedding_backward(
         grad.contiguous(), order, first, distinct, *tables, grad_coordinates, grad_basis, scratch, threads
