@@ -60,33 +60,35 @@ constexpr int64_t sums_of_order = 4 * unit;  // 2 x 2 tiles
 template <int m, int n>
 static inline void multiply_digits(const uint32_t* a, int64_t a_next, const uint32_t* b, int64_t b_next, int64_t steps,
                                    int32_t* sums) {
-#pragma GCC unroll 4
-  for (int order = 0; order < orders; ++order) {
-    _tile_zero(0);
-    if (n > 1) _tile_zero(1);
-    if (m > 1) _tile_zero(2);
-    if (m > 1 && n > 1) _tile_zero(3);
-    for (int64_t s = 0; s < steps; ++s)
-#pragma GCC unroll 3
-      for (int i = 0; i < digit_count; ++i) {
-        if (i > order || order - i >= digit_count) continue;
-        const uint32_t* left = a + (s * digit_count + i) * unit;
-        const uint32_t* right = b + (s * digit_count + order - i) * unit;
+  for (int i = 0; i < m; ++i)
+    for (int j = 0; j < n; ++j) {
+      const uint32_t *left = a + i * a_next, *right = b + j * b_next;
+      _tile_zero(0);
+      _tile_zero(1);
+      _tile_zero(2);
+      _tile_zero(3);
+      for (int64_t s = 0; s < steps; ++s, left += digit_count * unit, right += digit_count * unit) {
         _tile_loadd(4, left, 64);
-        _tile_loadd(6, right, 64);
-        _tile_dpbssd(0, 4, 6);
-        if (n > 1) _tile_loadd(7, right + b_next, 64);
-        if (n > 1) _tile_dpbssd(1, 4, 7);
-        if (m > 1) _tile_loadd(5, left + a_next, 64);
-        if (m > 1) _tile_dpbssd(2, 5, 6);
-        if (m > 1 && n > 1) _tile_dpbssd(3, 5, 7);
+        _tile_loadd(7, right + 2 * unit, 64);
+        _tile_dpbssd(2, 4, 7);
+        _tile_loadd(6, right + unit, 64);
+        _tile_dpbssd(1, 4, 6);
+        _tile_loadd(5, right, 64);
+        _tile_dpbssd(0, 4, 5);
+        _tile_loadd(4, left + unit, 64);
+        _tile_dpbssd(2, 4, 6);
+        _tile_dpbssd(3, 4, 7);
+        _tile_dpbssd(1, 4, 5);
+        _tile_loadd(4, left + 2 * unit, 64);
+        _tile_dpbssd(2, 4, 5);
+        _tile_dpbssd(3, 4, 6);
       }
-    int32_t* out = sums + order * sums_of_order;
-    _tile_stored(0, out, 64);
-    if (n > 1) _tile_stored(1, out + unit, 64);
-    if (m > 1) _tile_stored(2, out + 2 * unit, 64);
-    if (m > 1 && n > 1) _tile_stored(3, out + 3 * unit, 64);
-  }
+      int32_t* out = sums + (i * 2 + j) * unit;
+      _tile_stored(0, out, 64);
+      _tile_stored(1, out + sums_of_order, 64);
+      _tile_stored(2, out + 2 * sums_of_order, 64);
+      _tile_stored(3, out + 3 * sums_of_order, 64);
+    }
 }
 
 // Sixteen products, columns `column`.. of a row of 2 x 2 tiles of sums, times 2^k for k the sum of both exponents.

@@ -13,7 +13,7 @@
 namespace ofa::factorized_embedding {
 namespace {
 
-constexpr int64_t largest = 128;  // rows of one product
+constexpr int64_t largest = 256;  // rows of one product
 constexpr int64_t slice = 64;     // columns of the basis that are packed together, and those of a hot id's task
 constexpr int64_t hot = 64;       // tokens of one id after which the others are everybody's work
 constexpr int64_t most_chunks = 16, fewest_chunks = 8, partial_floats = 5 << 19;  // of the basis' gradient
