@@ -13,16 +13,23 @@
 namespace ofa::factorized_embedding {
 namespace {
 
-constexpr int64_t largest = 256;  // rows of one product
-constexpr int64_t slice = 64;     // columns of the basis that are packed together, and those of a hot id's task
-constexpr int64_t hot = 64;       // tokens of one id after which the others are everybody's work
-constexpr int64_t most_chunks = 16, fewest_chunks = 8, partial_floats = 5 << 19;  // of the basis' gradient
+constexpr int64_t largest = 256;      // rows of one product
+constexpr int64_t slice = 64;         // columns of the basis that are packed together, and those of a hot id's task
+constexpr int64_t hot = 64;           // tokens of one id after which the others are everybody's work
+constexpr int64_t chunks_of_ids = 8;  // each has its own sum of the basis' gradient
 
 // Rows of one product where there are `rows` in all: enough products for a team. By sizes alone: sums are divided
 // alike for any number of threads.
 int64_t block_of(int64_t rows) {
   const int64_t panels = 2 * OFA_SELECT(gemm).mr;
   return std::clamp(ceil_div(ceil_div(rows, 16), panels) * panels, panels, largest / panels * panels);
+}
+
+// Asks for rows of a table at once: one after the other each would wait for memory.
+void prefetch_rows(const void* table, const int64_t* index, int64_t rows, int64_t row_bytes) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t at = 0; at < row_bytes; at += 64)
+      __builtin_prefetch(static_cast<const char*>(table) + index[r] * row_bytes + at);
 }
 
 // A stable radix sort, as `group` promises; `spare` holds at least as much as `order`. Returns how many tokens count.
@@ -118,8 +125,7 @@ struct BackwardScratch {
   BackwardScratch(Workspace& workspace, int64_t tokens, int64_t distinct, int64_t rank, int64_t width, int threads)
       : block(block_of(distinct)),
         blocks(ceil_div(distinct, block)),
-        chunks(std::clamp<int64_t>(
-            blocks, 1, std::clamp(partial_floats / std::max<int64_t>(rank * width, 1), fewest_chunks, most_chunks))),
+        chunks(std::clamp<int64_t>(blocks, 1, chunks_of_ids)),
         hot_sums(workspace, width, tokens / hot),
         sums(workspace, block * width, threads),
         packed_sums(workspace, packed_size(block, width, OFA_SELECT(gemm).mr), threads),
@@ -173,6 +179,7 @@ void forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_tensor, 
       token[r] = copy ? order[first[begin + r]] : begin + r;
       id[r] = ids[token[r]];
     }
+    prefetch_rows(coordinates, id, count, rank * item_size(dtype));
     gemm.pack_rows(coordinates, dtype, rank, id, count, rank, gemm.mr, scratch.rows.of(worker));
     const bool in_place = !copy && dtype == Dtype::f32;
     float* product = in_place ? reinterpret_cast<float*>(out + begin * row_bytes) : scratch.product.of(worker);
@@ -277,6 +284,7 @@ void backward(Tensor grad_out_tensor, Tensor order_tensor, Tensor first_tensor, 
         }
       }
       if (!grad_basis) continue;
+      prefetch_rows(coordinates, id + begin, count, row_bytes);
       for (int64_t r = 0; r < count; ++r)
         gemm.to_float(coordinates + id[begin + r] * row_bytes, dtype, rank, rows + r * rank);
       gemm.pack_columns(rows, Dtype::f32, rank, rank, count, gemm.mr, scratch.left.of(worker));
