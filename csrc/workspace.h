@@ -15,7 +15,14 @@ class Workspace {
   explicit Workspace(const Tensor& tensor)
       : base_(tensor.data<uint8_t>("workspace", {tensor.numel()})), capacity_(tensor.numel()) {}
 
-  int64_t bytes() const { return used_ + alignment; }
+  int64_t bytes() const { return most_ + alignment; }
+
+  // Where the next array lies; and to go on from there again: what was taken since must not be needed any more.
+  int64_t used() const { return used_; }
+  Workspace& again_from(int64_t used) {
+    used_ = used;
+    return *this;
+  }
 
   // `count` elements, once per worker.
   template <class T>
@@ -37,6 +44,7 @@ class Workspace {
   uint8_t* take(int64_t bytes) {
     const int64_t skip = base_ ? -reinterpret_cast<intptr_t>(base_) & (alignment - 1) : 0, at = used_;
     used_ += bytes;
+    if (used_ > most_) most_ = used_;
     if (!base_) return nullptr;
     if (skip + used_ > capacity_) throw std::invalid_argument("workspace is too small");
     return base_ + skip + at;
@@ -44,7 +52,7 @@ class Workspace {
 
   uint8_t* base_ = nullptr;
   int64_t capacity_ = 0;
-  int64_t used_ = 0;
+  int64_t used_ = 0, most_ = 0;
 };
 
 }  // namespace ofa

@@ -18,6 +18,7 @@ constexpr int64_t fewest_chunks = 16, most_chunks = 64;
 constexpr int64_t alone =
     1 << 22;                   // multiplications (a tenth of a millisecond) that do not pay for waking other threads
 constexpr int64_t slice = 64;  // columns of grad_basis that one task computes
+constexpr int64_t few = 32;    // rows of hidden states, or of their gradients, that one task computes
 
 // How the work is divided: by sizes alone, never by threads, so that sums have the same order on any number of them.
 struct Plan {
@@ -60,51 +61,65 @@ struct Matrix {
 // projected = hidden basisT of the labelled rows, and their labels
 struct Projection {
   bool with_gradient;
-  Workspace::Array<float> basis, packed, projected, score_operand, gradient_operand;
+  Workspace::Array<float> projected, score_operand, gradient_operand;
   Workspace::Array<int64_t> labels;
 
-  Projection(Workspace& workspace, const Plan& plan, int64_t width, bool with_gradient, int threads)
+  Projection(Workspace& workspace, const Plan& plan, bool with_gradient)
       : with_gradient(with_gradient),
-        basis(workspace, packed_size(plan.rank, width, OFA_SELECT(gemm).nr)),
-        packed(workspace, packed_size(plan.size, width, OFA_SELECT(gemm).mr), threads),
         projected(workspace, plan.labelled * plan.stride),
         score_operand(workspace, plan.kernels.score_operand_size(plan.rank), plan.blocks),
         gradient_operand(workspace, plan.kernels.gradient_operand_size(plan.rank), with_gradient ? plan.blocks : 0),
         labels(workspace, plan.labelled) {}
 
-  std::vector<Block> compute(const Plan& plan, const Rows& hidden, const Table& table, const Matrix& basis_matrix,
-                             const int64_t* all_labels, int threads) const {
+  struct Scratch {
+    Workspace::Array<float> basis, rows;
+    Scratch(Workspace& workspace, const Plan& plan, int64_t width, int threads)
+        : basis(workspace, packed_size(plan.rank, width, OFA_SELECT(gemm).nr)),
+          rows(workspace, packed_size(few, width, OFA_SELECT(gemm).mr), threads) {}
+  };
+
+  std::vector<Block> compute(const Plan& plan, const Rows& hidden, const Table& table, const Matrix& basis,
+                             const int64_t* all_labels, const Scratch& scratch, int threads) const {
     const GemmTable& gemm = OFA_SELECT(gemm);
     const int64_t rank = plan.rank, stride = plan.stride, width = hidden.width;
     for (int64_t i = 0; i < plan.labelled; ++i) labels.of(0)[i] = all_labels[hidden.index[i]];
-    gemm.pack_rows(basis_matrix.data, basis_matrix.dtype, width, nullptr, rank, width, gemm.nr, basis.of(0));
-    std::vector<Block> result(plan.blocks);
-    parallel_for(plan.blocks, threads, [&](int64_t b, int worker) {
-      const int64_t count = plan.count(b);
-      float* out = projected.of(0) + b * plan.size * stride;
-      gemm.pack_rows(hidden.data, hidden.dtype, width, hidden.index + b * plan.size, count, width, gemm.mr,
-                     packed.of(worker));
-      gemm.multiply(packed.of(worker), basis.of(0), count, rank, width, out, stride, false);
+    gemm.pack_rows(basis.data, basis.dtype, width, nullptr, rank, width, gemm.nr, scratch.basis.of(0));
+    parallel_for(ceil_div(plan.labelled, few), threads, [&](int64_t task, int worker) {
+      const int64_t begin = task * few, count = std::min(few, plan.labelled - begin);
+      float* out = projected.of(0) + begin * stride;
+      gemm.pack_rows(hidden.data, hidden.dtype, width, hidden.index + begin, count, width, gemm.mr,
+                     scratch.rows.of(worker));
+      gemm.multiply(scratch.rows.of(worker), scratch.basis.of(0), count, rank, width, out, stride, false);
       for (int64_t t = 0; t < count; ++t) std::fill(out + t * stride + rank, out + (t + 1) * stride, 0.0f);
+    });
+    std::vector<Block> result(plan.blocks);
+    parallel_for(plan.blocks, threads, [&](int64_t b, int) {
+      const float* rows = projected.of(0) + b * plan.size * stride;
       float* for_gradient = with_gradient ? gradient_operand.of(b) : nullptr;
-      plan.kernels.prepare(table, out, count, score_operand.of(b), for_gradient);
-      result[b] = {count, labels.of(0) + b * plan.size, out, score_operand.of(b), for_gradient};
+      plan.kernels.prepare(table, rows, plan.count(b), score_operand.of(b), for_gradient);
+      result[b] = {plan.count(b), labels.of(0) + b * plan.size, rows, score_operand.of(b), for_gradient};
     });
     return result;
   }
 };
 
+// What only one phase needs begins where the last one's did.
 struct ForwardScratch {
   Projection projection;
-  Workspace::Array<float> panel, bias, scores, target, maximum, others;
+  Workspace::Array<float> target;
+  int64_t phases;
+  Projection::Scratch projecting;
+  Workspace::Array<float> panel, bias, scores, maximum, others;
   Workspace::Array<double> sum;
 
   ForwardScratch(Workspace& workspace, const Plan& plan, int64_t width, int threads)
-      : projection(workspace, plan, width, false, threads),
-        panel(workspace, plan.kernels.panel_size(plan.rank), threads),
+      : projection(workspace, plan, false),
+        target(workspace, plan.labelled),
+        phases(workspace.used()),
+        projecting(workspace, plan, width, threads),
+        panel(workspace.again_from(phases), plan.kernels.panel_size(plan.rank), threads),
         bias(workspace, plan.kernels.tile, threads),
         scores(workspace, plan.kernels.tile * block_stride, threads),
-        target(workspace, plan.labelled),
         maximum(workspace, block_stride, plan.group * plan.chunks),
         others(workspace, (plan.size + 16) * plan.stride, plan.group * plan.chunks),
         sum(workspace, block_stride, plan.group * plan.chunks) {}
@@ -116,21 +131,27 @@ struct ForwardScratch {
 
 struct BackwardScratch {
   Projection projection;
-  Workspace::Array<float> panel, bias, scores, gradient, weights, grad_projected, basis, rows, packed, slice_rows,
-      packed_slice, packed_columns, slice_sum;
+  Workspace::Array<float> weights, grad_projected;
+  int64_t phases;
+  Projection::Scratch projecting;
+  Workspace::Array<float> panel, bias, scores, gradient;                        // of the coordinates and the bias
+  Workspace::Array<float> basis, rows, packed;                                  // of the hidden states
+  Workspace::Array<float> slice_rows, packed_slice, packed_columns, slice_sum;  // of the basis
 
   BackwardScratch(Workspace& workspace, const Plan& plan, int64_t width, int threads)
-      : projection(workspace, plan, width, true, threads),
-        panel(workspace, plan.kernels.panel_size(plan.rank), threads),
+      : projection(workspace, plan, true),
+        weights(workspace, 3 * block_stride, plan.blocks),
+        grad_projected(workspace, plan.labelled * plan.stride),
+        phases(workspace.used()),
+        projecting(workspace, plan, width, threads),
+        panel(workspace.again_from(phases), plan.kernels.panel_size(plan.rank), threads),
         bias(workspace, plan.kernels.tile, threads),
         scores(workspace, plan.kernels.tile * block_stride, threads),
         gradient(workspace, plan.kernels.tile * plan.stride, threads),
-        weights(workspace, 3 * block_stride, plan.blocks),
-        grad_projected(workspace, plan.labelled * plan.stride),
-        basis(workspace, packed_size(width, plan.rank, OFA_SELECT(gemm).nr)),
-        rows(workspace, plan.size * width, threads),
-        packed(workspace, packed_size(plan.size, plan.rank, OFA_SELECT(gemm).mr), threads),
-        slice_rows(workspace, plan.size * slice, threads),
+        basis(workspace.again_from(phases), packed_size(width, plan.rank, OFA_SELECT(gemm).nr)),
+        rows(workspace, few * width, threads),
+        packed(workspace, packed_size(few, plan.rank, OFA_SELECT(gemm).mr), threads),
+        slice_rows(workspace.again_from(phases), plan.size * slice, threads),
         packed_slice(workspace, packed_size(slice, plan.size, OFA_SELECT(gemm).nr), threads),
         packed_columns(workspace, packed_size(plan.rank, plan.size, OFA_SELECT(gemm).mr), threads),
         slice_sum(workspace, plan.rank * slice, threads) {}
@@ -205,7 +226,8 @@ void forward(Tensor hidden, Tensor coordinates, Tensor basis, Tensor bias, Tenso
   threads = plan.team(threads);
   Workspace memory(workspace);
   ForwardScratch scratch(memory, plan, in.hidden.width, threads);
-  const std::vector<Block> blocks = scratch.projection.compute(plan, in.hidden, in.table, in.basis, in.labels, threads);
+  const std::vector<Block> blocks =
+      scratch.projection.compute(plan, in.hidden, in.table, in.basis, in.labels, scratch.projecting, threads);
   const int64_t tile = plan.kernels.tile, tiles = plan.tiles, chunks = plan.chunks;
 
   for (int64_t first_block = 0; first_block < plan.blocks; first_block += plan.group) {
@@ -269,7 +291,8 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
   threads = plan.team(threads);
   Workspace memory(workspace);
   BackwardScratch scratch(memory, plan, width, threads);
-  const std::vector<Block> blocks = scratch.projection.compute(plan, in.hidden, in.table, in.basis, in.labels, threads);
+  const std::vector<Block> blocks =
+      scratch.projection.compute(plan, in.hidden, in.table, in.basis, in.labels, scratch.projecting, threads);
 
   std::vector<Weights> weights(plan.blocks);
   for (int64_t b = 0; b < plan.blocks; ++b) {
@@ -309,15 +332,15 @@ void backward(Tensor grad_loss_tensor, Tensor grad_lse_tensor, Tensor hidden, Te
 
   if (grad_hidden) {  // grad_projected basis
     gemm.pack_columns(in.basis.data, in.basis.dtype, width, width, rank, gemm.nr, scratch.basis.of(0));
-    parallel_for(plan.blocks, threads, [&](int64_t b, int worker) {
+    parallel_for(ceil_div(plan.labelled, few), threads, [&](int64_t task, int worker) {
+      const int64_t begin = task * few, count = std::min(few, plan.labelled - begin);
       float* out = scratch.rows.of(worker);
-      gemm.pack_rows(scratch.grad_projected.of(0) + b * plan.size * plan.stride, Dtype::f32, plan.stride, nullptr,
-                     plan.count(b), rank, gemm.mr, scratch.packed.of(worker));
-      gemm.multiply(scratch.packed.of(worker), scratch.basis.of(0), plan.count(b), width, rank, out, width, false);
-      for (int64_t t = 0; t < plan.count(b); ++t)
+      gemm.pack_rows(scratch.grad_projected.of(0) + begin * plan.stride, Dtype::f32, plan.stride, nullptr, count, rank,
+                     gemm.mr, scratch.packed.of(worker));
+      gemm.multiply(scratch.packed.of(worker), scratch.basis.of(0), count, width, rank, out, width, false);
+      for (int64_t t = 0; t < count; ++t)
         gemm.from_float(out + t * width, width,
-                        grad_hidden + in.hidden.index[b * plan.size + t] * width * item_size(in.hidden.dtype),
-                        in.hidden.dtype);
+                        grad_hidden + in.hidden.index[begin + t] * width * item_size(in.hidden.dtype), in.hidden.dtype);
     });
   }
 

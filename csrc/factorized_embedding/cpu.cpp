@@ -13,17 +13,23 @@
 namespace ofa::factorized_embedding {
 namespace {
 
-constexpr int64_t largest = 224;  // rows of one product
-constexpr int64_t slice = 64;     // columns of the basis that are packed together, and those of a hot id's task
-constexpr int64_t deep = 256;     // distinct ids that the basis' gradient sums over in one product
-constexpr int64_t span = 2048;    // distinct ids whose summed gradients are held at a time
-constexpr int64_t few = 256;      // tokens that make a task worth its hand-out
+constexpr int64_t largest = 256;      // rows of one product
+constexpr int64_t slice = 64;         // columns of the basis that are packed together, and those of a hot id's task
+constexpr int64_t hot = 64;           // tokens of one id after which the others are everybody's work
+constexpr int64_t chunks_of_ids = 8;  // each has its own sum of the basis' gradient
 
 // Rows of one product where there are `rows` in all: enough products for a team. By sizes alone: sums are divided
 // alike for any number of threads.
 int64_t block_of(int64_t rows) {
   const int64_t panels = 2 * OFA_SELECT(gemm).mr;
-  return std::clamp(ceil_div(ceil_div(rows, 16), panels) * panels, panels, largest);
+  return std::clamp(ceil_div(ceil_div(rows, 16), panels) * panels, panels, largest / panels * panels);
+}
+
+// Asks for rows of a table at once: one after the other each would wait for memory.
+void prefetch_rows(const void* table, const int64_t* index, int64_t rows, int64_t row_bytes) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t at = 0; at < row_bytes; at += 64)
+      __builtin_prefetch(static_cast<const char*>(table) + index[r] * row_bytes + at);
 }
 
 // A stable radix sort, as `group` promises; `spare` holds at least as much as `order`. Returns how many tokens count.
@@ -113,37 +119,22 @@ struct ForwardScratch {
 };
 
 struct BackwardScratch {
-  int64_t held, block;
-  Workspace::Array<float> sums, packed_sums, rows, left, right, total;
+  int64_t block, blocks, chunks;
+  Workspace::Array<float> hot_sums, sums, packed_sums, rows, left, right, partial;
   Basis basis;
-  BackwardScratch(Workspace& workspace, int64_t distinct, int64_t rank, int64_t width, int threads)
-      : held(std::min(distinct, span)),
-        block(block_of(held)),
-        sums(workspace, held * width),
+  BackwardScratch(Workspace& workspace, int64_t tokens, int64_t distinct, int64_t rank, int64_t width, int threads)
+      : block(block_of(distinct)),
+        blocks(ceil_div(distinct, block)),
+        chunks(std::clamp<int64_t>(blocks, 1, chunks_of_ids)),
+        hot_sums(workspace, width, tokens / hot),
+        sums(workspace, block * width, threads),
         packed_sums(workspace, packed_size(block, width, OFA_SELECT(gemm).mr), threads),
-        rows(workspace, std::max(block, deep) * rank, threads),
-        left(workspace, packed_size(rank, deep, OFA_SELECT(gemm).mr), ceil_div(held, deep)),
-        right(workspace, packed_size(slice, deep, OFA_SELECT(gemm).nr), threads),
-        total(workspace, rank * width),
+        rows(workspace, block * rank, threads),
+        left(workspace, packed_size(rank, block, OFA_SELECT(gemm).mr), threads),
+        right(workspace, packed_size(slice, block, OFA_SELECT(gemm).nr), threads),
+        partial(workspace, rank * width, chunks),
         basis(workspace, rank, width) {}
 };
-
-// The sums of distinct ids [begin, end), or `columns` of them.
-struct Piece {
-  int64_t begin, end, column, columns;
-};
-
-// About `few` tokens each. An id can have any number of them; its sum is divided by columns, which leaves their order.
-void divide(const int64_t* first, int64_t begin, int64_t end, int64_t width, std::vector<Piece>& pieces) {
-  pieces.clear();
-  for (int64_t u = begin, from = begin; u < end; ++u) {
-    const int64_t tokens = first[u + 1] - first[from];
-    if (tokens < few && u + 1 < end) continue;
-    const int64_t columns = tokens < 2 * few ? width : slice;
-    for (int64_t c = 0; c < width; c += columns) pieces.push_back({from, u + 1, c, std::min(columns, width - c)});
-    from = u + 1;
-  }
-}
 
 }  // namespace
 
@@ -153,9 +144,9 @@ int64_t forward_workspace(int64_t tokens, int64_t rank, int64_t width, int threa
   return measure.bytes();
 }
 
-int64_t backward_workspace(int64_t distinct, int64_t rank, int64_t width, int threads) {
+int64_t backward_workspace(int64_t tokens, int64_t distinct, int64_t rank, int64_t width, int threads) {
   Workspace measure;
-  BackwardScratch(measure, distinct, rank, width, threads);
+  BackwardScratch(measure, tokens, distinct, rank, width, threads);
   return measure.bytes();
 }
 
@@ -188,16 +179,24 @@ void forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_tensor, 
       token[r] = copy ? order[first[begin + r]] : begin + r;
       id[r] = ids[token[r]];
     }
+    prefetch_rows(coordinates, id, count, rank * item_size(dtype));
     gemm.pack_rows(coordinates, dtype, rank, id, count, rank, gemm.mr, scratch.rows.of(worker));
     const bool in_place = !copy && dtype == Dtype::f32;
     float* product = in_place ? reinterpret_cast<float*>(out + begin * row_bytes) : scratch.product.of(worker);
     scratch.basis.multiply(gemm, scratch.rows.of(worker), count, product);
-    for (int64_t r = 0; r < count && !in_place; ++r)
+    for (int64_t r = 0; r < count && !in_place; ++r) {
+      const char* row = out + token[r] * row_bytes;
       gemm.from_float(product + r * width, width, out + token[r] * row_bytes, dtype);
-    for (int64_t r = 0; r < count && copy; ++r)
-      for (int64_t i = first[begin + r]; i < first[begin + r + 1]; ++i) source[order[i]] = token[r];
+      if (!copy) continue;
+      const int64_t from = first[begin + r], to = first[begin + r + 1], own = std::min(to, from + hot);
+      for (int64_t i = from; i < own; ++i) {
+        if (i > from) std::memcpy(out + order[i] * row_bytes, row, row_bytes);
+        source[order[i]] = order[i];
+      }
+      for (int64_t i = own; i < to; ++i) source[order[i]] = token[r];
+    }
   });
-  // In the order of tokens and not of ids: however often an id occurs, its copies are everybody's work.
+  // The other tokens of hot ids, in the order of tokens: however often an id occurs, its copies are everybody's work.
   if (copy)
     parallel_for(ceil_div(tokens, slice), threads, [&](int64_t task, int) {
       for (int64_t t = task * slice; t < std::min(tokens, (task + 1) * slice); ++t)
@@ -242,55 +241,71 @@ void backward(Tensor grad_out_tensor, Tensor order_tensor, Tensor first_tensor, 
   const GemmTable& gemm = OFA_SELECT(gemm);
   const SumSegments sum_segments = OFA_SELECT(sum_segments);
   Workspace memory(workspace);
-  BackwardScratch scratch(memory, distinct, rank, width, threads);
-  float* sums = scratch.sums.of(0);
-  float* total = dtype == Dtype::f32 && grad_basis ? static_cast<float*>(grad_basis) : scratch.total.of(0);
+  BackwardScratch scratch(memory, order_tensor.numel(), distinct, rank, width, threads);
   if (grad_coordinates) scratch.basis.pack(gemm, basis, dtype, width, false, threads);
-  if (grad_basis) std::fill(total, total + rank * width, 0.0f);
 
-  std::vector<Piece> pieces;
-  for (int64_t at = 0; at < distinct; at += span) {
-    const int64_t held = std::min(span, distinct - at), block = scratch.block, blocks = ceil_div(held, block);
-    divide(first, at, at + held, width, pieces);
-    parallel_for(pieces.size(), threads, [&](int64_t task, int) {
-      const Piece& piece = pieces[task];
-      sum_segments(static_cast<const char*>(grad_out) + piece.column * item_size(dtype), dtype, width, order,
-                   first + piece.begin, piece.end - piece.begin, piece.columns,
-                   sums + (piece.begin - at) * width + piece.column);
-    });
+  // The sum of an id with many tokens is divided by columns, which leaves their order.
+  std::vector<int64_t> hot_ids;
+  for (int64_t u = 0; u < distinct; ++u)
+    if (first[u + 1] - first[u] >= hot) hot_ids.push_back(u);
+  const int64_t slices = ceil_div(width, slice);
+  parallel_for(hot_ids.size() * slices, threads, [&](int64_t task, int) {
+    const int64_t h = task / slices, column = task % slices * slice;
+    sum_segments(static_cast<const char*>(grad_out) + column * item_size(dtype), dtype, width, order,
+                 first + hot_ids[h], 1, std::min(slice, width - column), scratch.hot_sums.of(h) + column);
+  });
+  const auto sum_ids = [&](int64_t begin, int64_t end, float* sums) {
+    auto next = std::lower_bound(hot_ids.begin(), hot_ids.end(), begin);
+    for (int64_t u = begin; u < end;) {
+      const int64_t until = next == hot_ids.end() ? end : std::min(*next, end);
+      if (u < until)
+        sum_segments(grad_out, dtype, width, order, first + u, until - u, width, sums + (u - begin) * width);
+      else
+        std::copy_n(scratch.hot_sums.of(next++ - hot_ids.begin()), width, sums + (u - begin) * width);
+      u = std::max(u + 1, until);
+    }
+  };
 
-    // These coordinates as the left operand of the basis' gradient; then their own gradients
-    const int64_t lefts = grad_basis ? ceil_div(held, deep) : 0;
-    parallel_for(lefts + (grad_coordinates ? blocks : 0), threads, [&](int64_t task, int worker) {
-      float* rows = scratch.rows.of(worker);
-      if (task < lefts) {
-        const int64_t begin = task * deep, count = std::min(deep, held - begin);
-        for (int64_t r = 0; r < count; ++r)
-          gemm.to_float(coordinates + id[at + begin + r] * row_bytes, dtype, rank, rows + r * rank);
-        gemm.pack_columns(rows, Dtype::f32, rank, rank, count, gemm.mr, scratch.left.of(task));
-        return;
+  parallel_for(scratch.chunks, threads, [&](int64_t chunk, int worker) {
+    float *sums = scratch.sums.of(worker), *rows = scratch.rows.of(worker), *partial = scratch.partial.of(chunk);
+    const int64_t first_block = chunk * scratch.blocks / scratch.chunks;
+    if (!scratch.blocks) std::fill(partial, partial + rank * width, 0.0f);
+    for (int64_t b = first_block; b < (chunk + 1) * scratch.blocks / scratch.chunks; ++b) {
+      const int64_t begin = b * scratch.block, count = std::min(scratch.block, distinct - begin);
+      sum_ids(begin, begin + count, sums);
+      for (int64_t i = 0; i < count && grad_coordinates; i += scratch.block) {
+        const int64_t part = std::min(scratch.block, count - i);
+        gemm.pack_rows(sums + i * width, Dtype::f32, width, nullptr, part, width, gemm.mr,
+                       scratch.packed_sums.of(worker));
+        scratch.basis.multiply(gemm, scratch.packed_sums.of(worker), part, rows);
+        for (int64_t r = 0; r < part; ++r) {
+          const int64_t row = dense ? id[begin + i + r] : begin + i + r;
+          gemm.from_float(rows + r * rank, rank, grad_coordinates + row * row_bytes, dtype);
+        }
       }
-      const int64_t begin = (task - lefts) * block, count = std::min(block, held - begin);
-      gemm.pack_rows(sums + begin * width, Dtype::f32, width, nullptr, count, width, gemm.mr,
-                     scratch.packed_sums.of(worker));
-      scratch.basis.multiply(gemm, scratch.packed_sums.of(worker), count, rows);
-      for (int64_t r = 0; r < count; ++r) {
-        const int64_t row = dense ? id[at + begin + r] : at + begin + r;
-        gemm.from_float(rows + r * rank, rank, grad_coordinates + row * row_bytes, dtype);
+      if (!grad_basis) continue;
+      prefetch_rows(coordinates, id + begin, count, row_bytes);
+      for (int64_t r = 0; r < count; ++r)
+        gemm.to_float(coordinates + id[begin + r] * row_bytes, dtype, rank, rows + r * rank);
+      gemm.pack_columns(rows, Dtype::f32, rank, rank, count, gemm.mr, scratch.left.of(worker));
+      for (int64_t column = 0; column < width; column += slice) {
+        const int64_t columns = std::min(slice, width - column);
+        gemm.pack_columns(sums + column, Dtype::f32, width, columns, count, gemm.nr, scratch.right.of(worker));
+        gemm.multiply(scratch.left.of(worker), scratch.right.of(worker), rank, columns, count, partial + column, width,
+                      b > first_block);
       }
-    });
+    }
+  });
 
-    parallel_for(lefts ? ceil_div(width, slice) : 0, threads, [&](int64_t s, int worker) {
-      const int64_t column = s * slice, columns = std::min(slice, width - column);
-      for (int64_t l = 0; l < lefts; ++l) {
-        const int64_t begin = l * deep, count = std::min(deep, held - begin);
-        gemm.pack_columns(sums + begin * width + column, Dtype::f32, width, columns, count, gemm.nr,
-                          scratch.right.of(worker));
-        gemm.multiply(scratch.left.of(l), scratch.right.of(worker), rank, columns, count, total + column, width, true);
+  if (grad_basis)
+    parallel_for(rank, threads, [&](int64_t r, int) {
+      float* sum = scratch.partial.of(0) + r * width;
+      for (int64_t chunk = 1; chunk < scratch.chunks; ++chunk) {
+        const float* __restrict from = scratch.partial.of(chunk) + r * width;
+        for (int64_t c = 0; c < width; ++c) sum[c] += from[c];
       }
+      gemm.from_float(sum, width, static_cast<char*>(grad_basis) + r * width * item_size(dtype), dtype);
     });
-  }
-  if (grad_basis && dtype != Dtype::f32) gemm.from_float(total, rank * width, grad_basis, dtype);
 }
 
 }  // namespace ofa::factorized_embedding

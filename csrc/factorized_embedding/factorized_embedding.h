@@ -8,7 +8,7 @@
 namespace ofa::factorized_embedding {
 
 int64_t forward_workspace(int64_t tokens, int64_t rank, int64_t width, int threads);  // bytes
-int64_t backward_workspace(int64_t distinct, int64_t rank, int64_t width, int threads);
+int64_t backward_workspace(int64_t tokens, int64_t distinct, int64_t rank, int64_t width, int threads);
 
 void forward(Tensor ids,          // [N] int64
              Tensor coordinates,  // [V, R]

@@ -54,7 +54,7 @@ def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
         grad_coordinates = grad.new_empty(u, r) if sparse else _zeros(coordinates.shape, coordinates)
     if needs[1]:
         grad_basis = torch.empty_like(basis, memory_format=torch.contiguous_format)
-    scratch = workspace(_native.cpu.factorized_embedding_backward_workspace(u, r, d, threads), grad)
+    scratch = workspace(_native.cpu.factorized_embedding_backward_workspace(n, u, r, d, threads), grad)
     tables = coordinates.contiguous(), basis.contiguous()
     _native.cpu.factorized_embedding_backward(
         grad.contiguous(), order, first, distinct, *tables, grad_coordinates, grad_basis, scratch, threads
@@ -153,9 +153,9 @@ def factorized_embedding(
     number of threads; a row does not depend on the ids around it. Gradients of equal ids are summed in token order.
 
     Each distinct id is multiplied once. Peak extra memory on the CPU, for N ids, besides what is returned: 32 N bytes,
-    R D floats, and 224 (R + D) floats per thread; in the backward pass 24 N bytes, 2 R D floats, at most 2048 (R + D)
-    floats for all and 256 R + 224 D floats per thread. A dense gradient of ``coordinates`` of 32 MiB or more takes,
-    until it is written to, memory only around the rows of ids that occur; its storage cannot be resized.
+    R D floats, and 256 (R + D) floats per thread; in the backward pass 24 N bytes, at most 9 R D floats and N / 64 rows
+    of D floats for all, and 512 (R + D) floats per thread. A dense gradient of ``coordinates`` of 32 MiB or more
+    takes, until it is written to, memory only around the rows of ids that occur; its storage cannot be resized.
 
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.1: E = F P, with F the coordinates and P the basis.
     """
