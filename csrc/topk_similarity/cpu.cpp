@@ -1,7 +1,6 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <functional>
 #include <limits>
 
 #include "parallel.h"
@@ -40,14 +39,12 @@ class Search {
     report[0] = report[1] = 0;
     for (first_ = 0; first_ < query_count_; first_ += plan_.slab) {
       slab_ = std::min(plan_.slab, query_count_ - first_);
-      clear();
+      for (int64_t segment = 0; segment < plan_.heaps(); ++segment)
+        std::fill_n(scratch_.states.of(segment), slab_, State{});
       if (plan_.screened) {
         encode_queries();
-        seed();
-        for (chunk_ = 0; chunk_ < key_count_; chunk_ += plan_.chunk) {
-          encode_keys();
-          screen();
-        }
+        if (plan_.groups) find_lows();
+        find_candidates();
       } else {
         scan();
       }
@@ -58,17 +55,20 @@ class Search {
  private:
   static constexpr int64_t group = 512;  // rows of one task
   static constexpr int64_t no_row = std::numeric_limits<int64_t>::max();
+  static constexpr int most_lanes = 64;  // queries of a tile
 
-  // Its pairs wait in the worker's scratch memory until there are enough to score at once.
-  struct Task {
+  // A tile of queries that visit a group of keys, with what the screen knows of them.
+  struct Visit {
     Search* search;
-    int64_t query, segment, key;  // the first query in the slab, the first key in the table
     int worker;
-    int64_t count = 0;
+    int64_t first_key, query[most_lanes];
+    float threshold[most_lanes], slope[most_lanes], reach[most_lanes];
+    int32_t offset[most_lanes];
   };
 
   State& state(int64_t segment, int64_t query) const { return scratch_.states.of(segment)[query]; }
   Scored* heap(int64_t segment, int64_t query) const { return scratch_.heaps.of(segment) + query * k_; }
+  float& threshold(int64_t query) const { return scratch_.threshold.of(0)[query]; }
   double query_norm(int64_t query) const { return scratch_.query_norms.of(0)[first_ + query]; }
 
   // The norms of rows [begin, begin + count), noting the first row that is not finite: float32 values that are have a
@@ -103,11 +103,6 @@ class Search {
     return exponent + key_exponent_;
   }
 
-  void clear() {
-    for (int64_t segment = 0; segment < plan_.segments; ++segment)
-      std::fill_n(scratch_.states.of(segment), slab_, State{});
-  }
-
   void encode_queries() {
     const int tile = screen_.query_tile;
     const double roundoff = screen_.rounding + depth_ * screen_.rounding_per_term;
@@ -116,20 +111,23 @@ class Search {
       const int64_t at = task * tile, count = std::min<int64_t>(tile, slab_ - at);
       double* factors = scratch_.factors.of(worker);
       for (int64_t i = 0; i < count; ++i) factors[i] = query_norm(at + i) > 0 ? 1 / query_norm(at + i) : 0;
-      const Encoded out{scratch_.query_codes.of(0) + at * plan_.code_bytes, scratch_.query_scale.of(0) + at,
-                        scratch_.query_residual.of(0) + at, scratch_.offset.of(0) + at};
+      char* codes = scratch_.query_codes.of(0) + at * plan_.code_bytes;
+      const Encoded out{codes, scratch_.query_scale.of(0) + at, scratch_.query_residual.of(0) + at,
+                        scratch_.offset.of(0) + at};
       screen_.encode_queries(queries_ + (first_ + at) * row_bytes_, dtype_, count, depth_, factors, out,
                              scratch_.row.of(worker));
+      if (plan_.groups)
+        screen_.pack(codes, nullptr, count, depth_, scratch_.query_tiles.of(0) + at * plan_.code_bytes);
       for (int64_t q = at; q < at + tile; ++q) {
-        const double scale = scratch_.query_scale.of(0)[q], residual = scratch_.query_residual.of(0)[q];
+        const double scale = q < slab_ ? scratch_.query_scale.of(0)[q] : 0, residual = scratch_.query_residual.of(0)[q];
         const bool zero = scale == 0;
         // |q k - q' k'| <= |q - q'| |k| + |q'| |k - k'|, in units of the query's scale
         scratch_.slope.of(0)[q] = zero ? 0 : (residual + (roundoff + slack) * (1 + residual)) / scale;
         scratch_.reach.of(0)[q] = zero ? 0 : (1 + residual) * (1 + slack) / scale;
         const double unit = zero || cosine_ ? scale : scale * std::ldexp(query_norm(q), key_exponent_ - exponent(q));
         scratch_.query_inverse.of(0)[q] = zero ? 0 : 1 / unit;
-        for (int64_t segment = 0; segment < plan_.segments; ++segment)
-          scratch_.threshold.of(segment)[q] = zero ? infinity : -infinity;
+        threshold(q) = zero ? infinity : -infinity;
+        if (q >= slab_) scratch_.offset.of(0)[q] = 0;
       }
     });
   }
@@ -164,131 +162,170 @@ class Search {
     scratch_.tiles.of(0)[tile] = {scale, 1 / scale, static_cast<float>(largest * (1 + 0x1p-22)), residual};
   }
 
-  // A block of queries and the encoded keys of a segment, from tile `tile` of the chunk.
-  Screen arguments(int64_t segment, int64_t query, int64_t tile, int64_t tiles) const {
+  // Queries from `query` on, and encoded keys from tile `tile` of the chunk on.
+  Screen arguments(int64_t query, int64_t queries, int64_t tile, int64_t tiles) const {
     Screen screen{};
-    screen.queries = scratch_.query_codes.of(0) + query * plan_.code_bytes;
+    screen.queries = scratch_.query_tiles.of(0) + query * plan_.code_bytes;
     screen.offset = scratch_.offset.of(0) + query;
-    screen.threshold = scratch_.threshold.of(segment) + query;
+    screen.threshold = scratch_.threshold.of(0) + query;
     screen.slope = scratch_.slope.of(0) + query;
     screen.reach = scratch_.reach.of(0) + query;
-    screen.query_tiles = ceil_div(std::min(plan_.block, slab_ - query), screen_.query_tile);
+    screen.query_tiles = ceil_div(std::min(queries, slab_ - query), screen_.query_tile);
     screen.keys = scratch_.key_codes.of(0) + tile * screen_.key_tile * plan_.code_bytes;
     screen.tiles = scratch_.tiles.of(0) + tile;
     screen.key_tiles = tiles;
     screen.depth = depth_;
+    screen.lows_stride = plan_.groups * screen_.query_tile;
+    screen.group = static_cast<int>(plan_.group);
+    const int64_t group = chunk_ / screen_.key_tile / plan_.group + tile / plan_.group;
+    screen.lows = scratch_.lows.of(0) + query * plan_.groups + group * screen_.query_tile;
     return screen;
   }
 
-  // A first threshold: of the first keys, as many tiles as k hold a key whose score exceeds it.
-  void seed() {
-    int64_t known = 0;  // of the k best bounds of a query
-    for (chunk_ = 0; chunk_ < plan_.seeds; chunk_ += plan_.chunk) {
-      const int64_t tiles = std::min(plan_.chunk, plan_.seeds - chunk_) / screen_.key_tile;
+  int64_t chunk_tiles() const { return ceil_div(std::min(plan_.chunk, key_count_ - chunk_), screen_.key_tile); }
+
+  // The first pass: of every query, the largest lower bound of a score in each group of keys.
+  void find_lows() {
+    for (chunk_ = 0; chunk_ < key_count_; chunk_ += plan_.chunk) {
       encode_keys();
-      const int64_t total = known + tiles, kept = std::min(k_, total);
-      parallel_for(ceil_div(slab_, plan_.block), plan_.threads, [&](int64_t number, int worker) {
-        const int64_t first = number * plan_.block;
-        Screen screen = arguments(0, first, 0, tiles);
-        screen.lows = scratch_.tile_lows.of(worker);
-        screen_.run(screen);
-        const int64_t stride = screen.query_tiles * screen_.query_tile;
-        float* lows = scratch_.lows.of(worker);
-        for (int64_t query = first; query < std::min(first + plan_.block, slab_); ++query) {
-          float* best = scratch_.best_lows.of(0) + query * k_;
-          std::copy_n(best, known, lows);
-          for (int64_t tile = 0; tile < tiles; ++tile) lows[known + tile] = screen.lows[tile * stride + query - first];
-          if (total > k_) std::nth_element(lows, lows + k_ - 1, lows + total, std::greater<float>());
-          std::copy_n(lows, kept, best);
-          if (kept == k_)
-            for (int64_t segment = 0; segment < plan_.segments; ++segment)
-              raise_limit(*std::min_element(best, best + k_) - 1e-30f, segment, query);
-        }
+      const int64_t tiles = chunk_tiles(), groups = ceil_div(tiles, plan_.group), blocks = ceil_div(slab_, plan_.block);
+      parallel_for(blocks * plan_.segments, plan_.threads, [&](int64_t number, int) {
+        const int64_t segment = number / blocks, query = number % blocks * plan_.block;
+        const int64_t begin = groups * segment / plan_.segments * plan_.group,
+                      end = std::min(tiles, groups * (segment + 1) / plan_.segments * plan_.group);
+        screen_.run(arguments(query, plan_.block, begin, end - begin));
       });
-      known = kept;
     }
   }
 
-  void screen() {
-    const int64_t tiles = ceil_div(std::min(plan_.chunk, key_count_ - chunk_), screen_.key_tile);
-    const int64_t blocks = ceil_div(slab_, plan_.block);
-    parallel_for(blocks * plan_.segments, plan_.threads, [&](int64_t number, int worker) {
-      const int64_t segment = number / blocks, query = number % blocks * plan_.block;
-      const int64_t tile = tiles * segment / plan_.segments;
-      Task task{this, query, segment, chunk_ + tile * screen_.key_tile, worker};
-      Screen screen = arguments(segment, query, tile, tiles * (segment + 1) / plan_.segments - tile);
-      screen.hit = [](void* context, int64_t query, int64_t key, uint64_t mask) {
-        Task& task = *static_cast<Task*>(context);
-        task.search->hit(task, task.query + query, task.key + key, mask);
+  // As many groups as k hold a key whose score is no lower than this.
+  void set_thresholds(int64_t begin, int64_t end) const {
+    float found[most_lanes];
+    for (int64_t query = begin; query < end; ++query) {
+      const int64_t lane = (query - begin) % screen_.query_tile;
+      if (lane == 0) screen_.kth_largest(scratch_.lows.of(0) + query * plan_.groups, plan_.groups, k_, found);
+      raise_threshold(query, found[lane] - 1e-30f);
+    }
+  }
+
+  // The second pass: the candidates, found where the first left them possible.
+  void find_candidates() {
+    for (chunk_ = 0; chunk_ < key_count_; chunk_ += plan_.chunk) {
+      encode_keys();
+      parallel_for(ceil_div(slab_, plan_.visitors), plan_.threads, [&](int64_t number, int worker) {
+        const int64_t begin = number * plan_.visitors, end = std::min(slab_, begin + plan_.visitors);
+        if (plan_.groups && chunk_ == 0) set_thresholds(begin, end);
+        for (int64_t tile = 0; tile < chunk_tiles(); tile += plan_.group) visit(begin, end, tile, worker);
+        if (chunk_ + plan_.chunk >= key_count_)
+          for (int64_t query = begin; query < end; ++query) settle(query, worker);
+      });
+    }
+  }
+
+  // Multiplies a group of keys again, by those of the queries [begin, end) that may have candidates in it.
+  void visit(int64_t begin, int64_t end, int64_t tile, int worker) {
+    Screen screen = arguments(begin, end - begin, tile, std::min(plan_.group, chunk_tiles() - tile));
+    int32_t* list = scratch_.visitors.of(worker);
+    int64_t count = 0;
+    if (plan_.groups) {
+      count = screen_.visitors(screen, list);
+    } else {
+      for (int64_t query = begin; query < end; ++query)
+        if (threshold(query) < infinity) list[count++] = static_cast<int32_t>(query - begin);
+    }
+    char* tile_of_queries = scratch_.visiting.of(worker);
+    for (int64_t at = 0; at < count; at += screen_.query_tile) {
+      const int64_t some = std::min<int64_t>(screen_.query_tile, count - at);
+      Visit visit{this, worker, chunk_ + tile * screen_.key_tile};
+      for (int64_t i = 0; i < screen_.query_tile; ++i) {
+        const int64_t query = begin + list[at + std::min(i, some - 1)];
+        visit.query[i] = query;
+        visit.threshold[i] = i < some ? threshold(query) : infinity;
+        visit.slope[i] = scratch_.slope.of(0)[query];
+        visit.reach[i] = scratch_.reach.of(0)[query];
+        visit.offset[i] = scratch_.offset.of(0)[query];
+      }
+      screen_.pack(scratch_.query_codes.of(0) + begin * plan_.code_bytes, list + at, some, depth_, tile_of_queries);
+      screen.queries = tile_of_queries;
+      screen.threshold = visit.threshold, screen.slope = visit.slope, screen.reach = visit.reach;
+      screen.offset = visit.offset;
+      screen.query_tiles = 1;
+      screen.lows = nullptr;
+      screen.candidate = [](void* context, int64_t lane, int64_t key, float upper) {
+        const Visit& visit = *static_cast<const Visit*>(context);
+        visit.search->wait(visit.query[lane], visit.first_key + key, upper, visit.worker);
       };
-      screen.context = &task;
+      screen.context = &visit;
       screen_.run(screen);
-      score(task);
-    });
+    }
   }
 
-  void hit(Task& task, int64_t query, int64_t key, uint64_t mask) {
-    const int64_t left = key_count_ - key;  // the last tile is padded
-    if (left < 64) mask &= left > 0 ? (uint64_t{1} << left) - 1 : 0;
-    for (; mask; mask &= mask - 1) wait(task, query, key + __builtin_ctzll(mask));
+  void wait(int64_t query, int64_t key, float upper, int worker) {
+    if (key >= key_count_) return;  // the last tile is filled up
+    State& state = this->state(0, query);
+    if (state.waiting == plan_.room) settle(query, worker);
+    scratch_.candidates.of(0)[query * plan_.room + state.waiting++] = {upper, static_cast<int32_t>(key)};
   }
 
-  void wait(Task& task, int64_t query, int64_t key) {
-    if (task.count == plan_.batch) score(task);
-    scratch_.pairs.of(task.worker)[task.count++] = {static_cast<int32_t>(query), static_cast<int32_t>(key)};
+  // Scores the waiting candidates: first those with the k highest bounds, which leaves few of the others possible.
+  void settle(int64_t query, int worker) {
+    Candidate *list = scratch_.candidates.of(0) + query * plan_.room, *end = list + state(0, query).waiting,
+              *middle = end - list > k_ ? list + k_ : end;
+    if (middle < end)
+      std::nth_element(list, middle, end, [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
+    int32_t* keys = scratch_.listed.of(worker);
+    for (const Candidate* candidate = list; candidate < end; middle = end) {
+      int64_t count = 0;
+      // A key whose score equals the threshold may have a lower index than the last of the best.
+      for (; candidate < middle; ++candidate) {
+        keys[count] = candidate->key;
+        count += candidate->upper >= threshold(query);
+      }
+      score(query, 0, keys, count, worker);
+      const State& state = this->state(0, query);
+      if (state.found == k_) set_threshold(state.threshold, query);
+    }
+    state(0, query).waiting = 0;
   }
 
-  // Gives the waiting pairs their true scores, query by query: their rows and heaps come from far away.
-  void score(Task& task) {
-    const Pair *pairs = scratch_.pairs.of(task.worker), *end = pairs + task.count;
-    Pair* sorted = scratch_.sorted.of(task.worker);
-    int32_t* place = scratch_.places.of(task.worker);
-    std::fill_n(place, plan_.block + 1, 0);
-    for (const Pair* pair = pairs; pair < end; ++pair) ++place[pair->query - task.query + 1];
-    for (int64_t i = 1; i < plan_.block; ++i) place[i] += place[i - 1];
-    for (const Pair* pair = pairs; pair < end; ++pair) sorted[place[pair->query - task.query]++] = *pair;
-
-    double* dots = scratch_.dots.of(task.worker);
-    exact_.dots(queries_ + first_ * row_bytes_, keys_, dtype_, sorted, task.count, depth_, dots,
-                scratch_.row.of(task.worker));
-    for (int64_t i = 0; i < task.count; ++i) {
-      const auto [query, key] = sorted[i];
+  void score(int64_t query, int64_t segment, const int32_t* keys, int64_t count, int worker) {
+    double* dots = scratch_.dots.of(worker);
+    exact_.dots(queries_ + (first_ + query) * row_bytes_, keys_, dtype_, keys, count, depth_, dots,
+                scratch_.row.of(worker));
+    State& state = this->state(segment, query);
+    state.scored += count;
+    for (int64_t i = 0; i < count; ++i) {
       double score;
       if (cosine_) {
-        const double norms = query_norm(query) * scratch_.key_norms.of(0)[key];
+        const double norms = query_norm(query) * scratch_.key_norms.of(0)[keys[i]];
         score = norms > 0 ? dots[i] / norms : 0.0;
       } else {
         score = std::ldexp(dots[i], -exponent(query));
       }
-      State& state = this->state(task.segment, query);
-      ++state.scored;
-      if (push({score, key}, k_, state, heap(task.segment, query)) && plan_.screened)
-        set_limit(state.threshold, task.segment, query);
+      push({score, keys[i]}, k_, state, heap(segment, query));
     }
-    task.count = 0;
   }
 
-  // The threshold as the screen compares it, rounded down. A key that can only equal it loses to the k before it by its
-  // index.
-  void set_limit(double threshold, int64_t segment, int64_t query) const {
-    const double limit = threshold * scratch_.query_inverse.of(0)[query];
+  // The score in the units of bounds, rounded down.
+  void set_threshold(double score, int64_t query) const {
+    const double limit = score * scratch_.query_inverse.of(0)[query];
     const double lowered = limit - std::abs(limit) * 0x1p-21 - (limit == 0 ? 0 : 1e-30);
-    raise_limit(static_cast<float>(lowered), segment, query);
+    raise_threshold(query, static_cast<float>(lowered));
   }
 
-  void raise_limit(float limit, int64_t segment, int64_t query) const {
-    float& known = scratch_.threshold.of(segment)[query];
-    known = std::max(known, limit);
-  }
+  void raise_threshold(int64_t query, float limit) const { threshold(query) = std::max(threshold(query), limit); }
 
   // Without a screen: every key's true score.
   void scan() {
     parallel_for(slab_ * plan_.segments, plan_.threads, [&](int64_t number, int worker) {
       const int64_t segment = number % plan_.segments, query = number / plan_.segments;
-      Task task{this, query, segment, 0, worker};
       const int64_t end = key_count_ * (segment + 1) / plan_.segments;
-      for (int64_t key = key_count_ * segment / plan_.segments; key < end; ++key) wait(task, query, key);
-      score(task);
+      int32_t* keys = scratch_.listed.of(worker);
+      for (int64_t key = key_count_ * segment / plan_.segments; key < end;) {
+        int64_t count = 0;
+        while (count < plan_.room && key < end) keys[count++] = static_cast<int32_t>(key++);
+        score(query, segment, keys, count, worker);
+      }
     });
   }
 
@@ -303,12 +340,13 @@ class Search {
         }
         Scored* list = scratch_.merged.of(worker);
         int64_t count = 0;
-        for (int64_t segment = 0; segment < plan_.segments; ++segment) {
+        for (int64_t segment = 0; segment < plan_.heaps(); ++segment) {
           const int64_t found = state(segment, query).found;
           std::copy_n(heap(segment, query), found, list + count);
           count += found;
         }
-        std::partial_sort(list, list + k_, list + count, Before());
+        if (count > k_) std::nth_element(list, list + k_, list + count, Before());
+        std::sort(list, list + k_, Before());
         const int exponent = this->exponent(query);
         for (int64_t i = 0; i < k_; ++i) {
           score[i] = static_cast<float>(std::ldexp(list[i].score, exponent));
@@ -318,7 +356,7 @@ class Search {
     });
     for (int64_t query = 0; query < slab_; ++query) {
       int64_t scored = 0;
-      for (int64_t segment = 0; segment < plan_.segments; ++segment) scored += state(segment, query).scored;
+      for (int64_t segment = 0; segment < plan_.heaps(); ++segment) scored += state(segment, query).scored;
       report[0] += plan_.screened && 2 * scored > key_count_;
       report[1] += scored;
     }
