@@ -3,6 +3,7 @@
 #include <cmath>
 #include <limits>
 
+#include "huge_pages.h"
 #include "parallel.h"
 #include "topk_similarity/plan.h"
 #include "topk_similarity/topk_similarity.h"
@@ -189,10 +190,11 @@ class Search {
     for (chunk_ = 0; chunk_ < key_count_; chunk_ += plan_.chunk) {
       encode_keys();
       const int64_t tiles = chunk_tiles(), groups = ceil_div(tiles, plan_.group), blocks = ceil_div(slab_, plan_.block);
-      parallel_for(blocks * plan_.segments, plan_.threads, [&](int64_t number, int) {
-        const int64_t segment = number / blocks, query = number % blocks * plan_.block;
-        const int64_t begin = groups * segment / plan_.segments * plan_.group,
-                      end = std::min(tiles, groups * (segment + 1) / plan_.segments * plan_.group);
+      const int64_t parts = std::min(groups, std::max(plan_.segments, tiles * screen_.key_tile / plan_.cached));
+      parallel_for(blocks * parts, plan_.threads, [&](int64_t number, int) {
+        const int64_t part = number / blocks, query = number % blocks * plan_.block;
+        const int64_t begin = groups * part / parts * plan_.group,
+                      end = std::min(tiles, groups * (part + 1) / parts * plan_.group);
         screen_.run(arguments(query, plan_.block, begin, end - begin));
       });
     }
@@ -251,9 +253,11 @@ class Search {
       screen.offset = visit.offset;
       screen.query_tiles = 1;
       screen.lows = nullptr;
-      screen.candidate = [](void* context, int64_t lane, int64_t key, float upper) {
+      screen.take = [](void* context, const Hits& hits, int64_t count, int64_t, int64_t key) {
         const Visit& visit = *static_cast<const Visit*>(context);
-        visit.search->wait(visit.query[lane], visit.first_key + key, upper, visit.worker);
+        for (int64_t i = 0; i < count; ++i)
+          visit.search->wait(visit.query[hits.pair[i] & 255], visit.first_key + key + (hits.pair[i] >> 8),
+                             hits.upper[i], visit.worker);
       };
       screen.context = &visit;
       screen_.run(screen);
@@ -399,6 +403,7 @@ void forward(Tensor queries_tensor, Tensor keys_tensor, int64_t k, bool cosine, 
   int64_t* report = report_tensor.data<int64_t>("report", {2});
 
   const Plan plan(queries, keys, depth, k, threads);
+  prefer_huge_pages(workspace.data<uint8_t>("workspace", {workspace.numel()}), workspace.numel());
   Workspace memory(workspace);
   const Scratch scratch(memory, plan, queries, keys, k);
   Search(query_rows, key_rows, dtype, queries, keys, depth, k, cosine, plan, scratch).run(scores, indices, report);

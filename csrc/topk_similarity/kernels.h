@@ -32,6 +32,13 @@ struct KeyTile {
   float norm, residual;  // the largest of its keys
 };
 
+// Pairs of a tile of queries and a tile of keys, counted from its first ones, and upper bounds of their scores.
+struct Hits {
+  static constexpr int most = 32 * 32 + 16;
+  int32_t pair[most];  // key << 8 | query
+  float upper[most];
+};
+
 // A block of queries against a range of key tiles. With slack = slope[query] * norm[tile] + reach[query] *
 // residual[tile], the score of a pair lies within product * scale[tile] - slack and product * scale[tile] + slack.
 struct Screen {
@@ -42,8 +49,8 @@ struct Screen {
   const void* keys;
   const KeyTile* tiles;
   int64_t key_tiles, depth;
-  // Takes the pairs whose upper bound exceeds the query's threshold.
-  void (*candidate)(void* context, int64_t query, int64_t key, float upper);
+  // Takes the pairs whose upper bound exceeds the query's threshold, tile by tile.
+  void (*take)(void* context, const Hits& hits, int64_t count, int64_t query, int64_t key);
   void* context;
   // If not null, nothing is compared; this becomes the largest lower bound of every query in every group of key tiles.
   float* lows;  // [query_tiles][lows_stride / query_tile groups][query_tile]

@@ -65,11 +65,12 @@ struct Plan {
   const TopkScreen& screen = OFA_SELECT(topk_screen);
   bool screened;
   int64_t code_bytes;  // of one encoded row
-  int64_t slab;        // queries held at once: the keys are encoded anew for each slab
+  int64_t slab;        // queries held at once
   int64_t block;       // queries of one task of the first pass: encoded, they stay in a core's L1 cache
   int64_t visitors;    // queries of one task of the second pass: enough to fill tiles
   int64_t segments;    // parts of the keys, so that few queries keep many threads busy
-  int64_t chunk;       // keys encoded at once: they stay in a core's L2 cache while all queries pass
+  int64_t cached;      // encoded keys that stay in a core's L2 cache while all queries pass
+  int64_t chunk;       // keys encoded at once
   int64_t group;       // key tiles with one lower bound in common
   int64_t groups;      // of all keys; 0 if too few for k lower bounds, where all keys are candidates
   int64_t room;        // candidates of a query that may wait, or keys that are scored at once
@@ -90,9 +91,14 @@ struct Plan {
     groups = screened && tiles >= 2 * k ? ceil_div(tiles, group) : 0;
     room = screened ? std::min(keys, 2 * k + 64) : 256;
 
+    cached = std::max<int64_t>(1024, (1 << 20) / (code_bytes + 1));
+    const bool all_cached = screened && keys * code_bytes <= 16 << 20;
+
+    // The keys are encoded anew for each slab, if not so few that they stay.
     const int64_t held = k * static_cast<int64_t>(sizeof(Scored)) + room * static_cast<int64_t>(sizeof(Candidate)) +
                          groups * 4 + 2 * code_bytes + 100;
-    slab = round_up(std::min(queries, std::max<int64_t>(unit, (48 << 20) / held)), unit);
+    slab = std::max<int64_t>(unit, (all_cached ? 16 << 20 : 48 << 20) / held);
+    slab = round_up(ceil_div(queries, ceil_div(queries, slab)), unit);
     block = visitors = 1;
     if (screened) {
       const int64_t share = round_up(ceil_div(slab, threads), unit);
@@ -102,10 +108,8 @@ struct Plan {
     }
     segments = std::min(ceil_div(threads, ceil_div(slab, block)), ceil_div(keys, 4096));
     segments = std::max<int64_t>(segments, 1);
-    // Keys that stay encoded for the second pass need not fit any cache.
-    const int64_t cached = segments * (1 << 20) / (code_bytes + 1), unit_of_keys = group * screen.key_tile;
-    const int64_t encoded = keys * code_bytes <= 16 << 20 ? keys : std::max<int64_t>(1024, cached);
-    chunk = screened ? round_up(std::min(keys, encoded), unit_of_keys) : 0;
+    chunk = all_cached ? keys : segments * cached;
+    chunk = screened ? round_up(std::min(keys, chunk), group * screen.key_tile) : 0;
   }
 
   int64_t heaps() const { return screened ? 1 : segments; }  // of a query
@@ -145,7 +149,7 @@ struct Scratch {
         heaps(memory, plan.slab * k, plan.heaps()),
         merged(memory, k * plan.heaps(), plan.threads),
         candidates(memory, plan.screened ? plan.slab * plan.room : 0),
-        visitors(memory, plan.visitors, plan.threads),
+        visitors(memory, plan.visitors + 16, plan.threads),
         listed(memory, plan.room, plan.threads),
         visiting(memory, plan.screened ? plan.screen.query_tile * plan.code_bytes : 0, plan.threads),
         dots(memory, plan.room, plan.threads),

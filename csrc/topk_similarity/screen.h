@@ -59,23 +59,36 @@ static inline void raise_lows(const Screen& s, vfloat largest, int64_t query, in
   store(at, tile == group * s.group ? low : larger(low, load(at)));
 }
 
-// Reports those products of a key with the queries of a register that exceed their limits.
+// Appends those products of a key with the queries of a register that exceed their limits. Without branches where
+// there are instructions for it: about every second register holds one.
 template <class Vector>
-static inline void report(const Screen& s, Vector products, Vector limit, int64_t query, int64_t key,
-                          const KeyTile& tile) {
-  uint64_t some = above(products, limit);
-  if (!some) return;
+static inline int64_t note(Hits& hits, int64_t count, Vector products, Vector limit, vfloat scale, vfloat slack,
+                           int query, int key) {
+  const uint64_t some = above(products, limit);
+#if defined(__AVX512F__)
+  const __m512i pairs = _mm512_add_epi32(_mm512_set1_epi32(key << 8 | query),
+                                         _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+  const vfloat upper = to_float(products) * scale + slack;
+  _mm512_storeu_si512(hits.pair + count, _mm512_maskz_compress_epi32(some, pairs));
+  _mm512_storeu_ps(hits.upper + count, _mm512_maskz_compress_ps(some, reinterpret_cast<__m512>(upper)));
+  return count + __builtin_popcountll(some);
+#else
+  if (!some) return count;
   float upper[lanes];
-  store(upper, to_float(products) * splat(tile.scale) + slack(s, query, tile));
-  for (; some; some &= some - 1) {
-    const int lane = __builtin_ctzll(some);
-    s.candidate(s.context, query + lane, key, upper[lane]);
+  store(upper, products * scale + slack);
+  for (uint64_t rest = some; rest; rest &= rest - 1) {
+    const int lane = __builtin_ctzll(rest);
+    hits.pair[count] = key << 8 | (query + lane);
+    hits.upper[count++] = upper[lane];
   }
+  return count;
+#endif
 }
 
 // What becomes of the products of a tile of keys with some registers of queries.
 template <int keys, int vectors, class Vector>
 static inline void gate(const Screen& s, const Vector (&products)[keys][vectors], int64_t query, int64_t tile) {
+  uint64_t some = 0;
 #pragma GCC unroll 4
   for (int j = 0; j < vectors; ++j) {
     Vector largest = products[0][j], limit;
@@ -83,15 +96,23 @@ static inline void gate(const Screen& s, const Vector (&products)[keys][vectors]
     for (int i = 1; i < keys; ++i) largest = larger(largest, products[i][j]);
     if (s.lows) {
       raise_lows(s, to_float(largest), query + j * lanes, tile);
-      continue;
+    } else {
+      find_limits(s, query + j * lanes, s.tiles[tile], limit);
+      some |= above(largest, limit);
     }
-    find_limits(s, query + j * lanes, s.tiles[tile], limit);
-    if (!above(largest, limit)) continue;
-    Vector column[keys];
-#pragma GCC unroll 14
-    for (int i = 0; i < keys; ++i) column[i] = products[i][j];
-    for (int i = 0; i < keys; ++i) report(s, column[i], limit, query + j * lanes, tile * keys + i, s.tiles[tile]);
   }
+  if (!some) return;
+  Vector stored[keys][vectors];
+  std::memcpy(stored, products, sizeof stored);
+  Hits hits;
+  int64_t count = 0;
+  for (int j = 0; j < vectors; ++j) {
+    const vfloat error = slack(s, query + j * lanes, s.tiles[tile]), scale = splat(s.tiles[tile].scale);
+    Vector limit;
+    find_limits(s, query + j * lanes, s.tiles[tile], limit);
+    for (int i = 0; i < keys; ++i) count = note(hits, count, stored[i][j], limit, scale, error, j * lanes, i);
+  }
+  s.take(s.context, hits, count, query, tile * keys);
 }
 
 // Floats as integers of the same order, and back.
@@ -109,9 +130,10 @@ static void kth_largest(const float* lows, int64_t count, int64_t k, float* resu
       most = larger(most, largest);
     }
     vint low = in_order(reinterpret_cast<vint&>(least)), high = in_order(reinterpret_cast<vint&>(most));
-    for (int step = 0; step < 16; ++step) {
-      const vint middle = (low & high) + ((low ^ high) >> 1), bits = in_order(middle);
-      const vfloat bound = reinterpret_cast<const vfloat&>(bits);
+    // A thousandth is fine enough: bounds are coarser.
+    for (int step = 0; step < 32 && above(to_float(high - low), splat(0x1p13f)); ++step) {
+      const vint middle = (low & high) + ((low ^ high) >> 1), order = in_order(middle);
+      const vfloat bound = reinterpret_cast<const vfloat&>(order);
       vint reached{};
       for (int64_t i = 0; i < count; ++i) reached -= load(lows + i * query_tile + at) >= bound;
       const vint enough = reached >= static_cast<int>(k);
@@ -134,8 +156,14 @@ static int64_t visitors(const Screen& s, int32_t* list) {
   for (int64_t query = 0; query < s.query_tiles * query_tile; query += lanes) {
     const float* low = s.lows + query / query_tile * s.lows_stride + query % query_tile;
     const vfloat upper = load(low) + splat(2) * slack(s, query, group);
-    for (uint64_t some = above(upper, load(s.threshold + query)); some; some &= some - 1)
-      list[count++] = static_cast<int32_t>(query + __builtin_ctzll(some));
+    uint64_t some = above(upper, load(s.threshold + query));
+#if defined(__AVX512F__)
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(some, _mm512_add_epi32(lane, _mm512_set1_epi32(query))));
+    count += __builtin_popcountll(some);
+#else
+    for (; some; some &= some - 1) list[count++] = static_cast<int32_t>(query + __builtin_ctzll(some));
+#endif
   }
   return count;
 }

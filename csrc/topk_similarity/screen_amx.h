@@ -57,13 +57,18 @@ static inline void gate_tile(const Screen& s, const int32_t* products, int64_t q
     raise_lows(s, to_float(largest_of(products + half_tile)), query + 16, tile);
     return;
   }
+  Hits hits;
+  int64_t count = 0;
   for (int half = 0; half < 4; ++half) {
-    vint limit;
-    find_limits(s, query + half % 2 * 16, s.tiles[tile], limit);
+    const int64_t lane = half % 2 * 16;
+    const vfloat error = slack(s, query + lane, s.tiles[tile]), scale = splat(s.tiles[tile].scale);
     const vint* row = reinterpret_cast<const vint*>(products + half * half_tile);
-    for (int i = 0; i < 16; ++i)
-      report(s, row[i], limit, query + half % 2 * 16, tile * key_tile + half / 2 * 16 + i, s.tiles[tile]);
+    vint limit;
+    find_limits(s, query + lane, s.tiles[tile], limit);
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; ++i) count = note(hits, count, row[i], limit, scale, error, lane, half / 2 * 16 + i);
   }
+  if (count) s.take(s.context, hits, count, query, tile * key_tile);
 }
 
 // Words of 16 queries lie side by side.
