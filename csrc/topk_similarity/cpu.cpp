@@ -218,8 +218,12 @@ class Search {
         const int64_t begin = number * plan_.visitors, end = std::min(slab_, begin + plan_.visitors);
         if (plan_.groups && chunk_ == 0) set_thresholds(begin, end);
         for (int64_t tile = 0; tile < chunk_tiles(); tile += plan_.group) visit(begin, end, tile, worker);
-        if (chunk_ + plan_.chunk >= key_count_)
-          for (int64_t query = begin; query < end; ++query) settle(query, worker);
+        if (chunk_ + plan_.chunk < key_count_) return;
+        sort_out(begin);
+        for (int64_t query = begin; query < end; ++query) {
+          if (query + 1 < end) sort_out(query + 1);
+          settle(query, worker);
+        }
       });
     }
   }
@@ -267,18 +271,27 @@ class Search {
   void wait(int64_t query, int64_t key, float upper, int worker) {
     if (key >= key_count_) return;  // the last tile is filled up
     State& state = this->state(0, query);
-    if (state.waiting == plan_.room) settle(query, worker);
+    if (state.waiting == plan_.room) {
+      sort_out(query);
+      settle(query, worker);
+    }
     scratch_.candidates.of(0)[query * plan_.room + state.waiting++] = {upper, static_cast<int32_t>(key)};
   }
 
-  // Scores the waiting candidates: first those with the k highest bounds, which leaves few of the others possible.
+  // Puts the k waiting candidates with the highest bounds first, and asks for their rows, which are far away.
+  void sort_out(int64_t query) const {
+    Candidate *list = scratch_.candidates.of(0) + query * plan_.room, *end = list + state(0, query).waiting;
+    if (end - list > k_)
+      std::nth_element(list, list + k_, end, [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
+    for (const Candidate* candidate = list; candidate < std::min(end, list + k_); ++candidate)
+      for (int64_t at = 0; at < row_bytes_; at += 64) __builtin_prefetch(keys_ + candidate->key * row_bytes_ + at);
+  }
+
+  // Scores the waiting candidates: after the first k, few of the others are still possible.
   void settle(int64_t query, int worker) {
-    Candidate *list = scratch_.candidates.of(0) + query * plan_.room, *end = list + state(0, query).waiting,
-              *middle = end - list > k_ ? list + k_ : end;
-    if (middle < end)
-      std::nth_element(list, middle, end, [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
+    const Candidate *list = scratch_.candidates.of(0) + query * plan_.room, *end = list + state(0, query).waiting;
     int32_t* keys = scratch_.listed.of(worker);
-    for (const Candidate* candidate = list; candidate < end; middle = end) {
+    for (const Candidate *candidate = list, *middle = std::min(end, list + k_); candidate < end; middle = end) {
       int64_t count = 0;
       // A key whose score equals the threshold may have a lower index than the last of the best.
       for (; candidate < middle; ++candidate) {
