@@ -34,7 +34,7 @@ struct KeyTile {
 
 // Pairs of a tile of queries and a tile of keys, counted from its first ones, and upper bounds of their scores.
 struct Hits {
-  static constexpr int most = 32 * 32 + 16;
+  static constexpr int most = 32 * 32;
   int32_t pair[most];  // key << 8 | query
   float upper[most];
 };

@@ -84,20 +84,20 @@ struct Plan {
     code_bytes = screened ? round_up(depth, screen.step) * screen.code_size : 0;
     scratch = screened ? screen.scratch_size(depth) : 2 * depth;
 
-    // Finer groups give higher thresholds; coarser ones take less memory, and time to look through.
-    const int64_t tiles = ceil_div(keys, screen.key_tile), finest = ceil_div(64, screen.key_tile);
-    const int64_t most = (24 << 20) / (4 * std::clamp<int64_t>(queries, unit, 8192));
-    group = std::max<int64_t>(1, std::min(std::max(finest, ceil_div(tiles, most)), tiles / (4 * k)));
-    groups = screened && tiles >= 2 * k ? ceil_div(tiles, group) : 0;
     room = screened ? std::min(keys, 2 * k + 64) : 256;
-
     cached = std::max<int64_t>(1024, (1 << 20) / (code_bytes + 1));
     const bool all_cached = screened && keys * code_bytes <= 16 << 20;
 
+    // Finer groups give higher thresholds, and less to multiply again; coarser ones take less memory.
+    const int64_t budget = 56 << 20, held = k * static_cast<int64_t>(sizeof(Scored)) +
+                                            room * static_cast<int64_t>(sizeof(Candidate)) + 2 * code_bytes + 100;
+    const int64_t tiles = ceil_div(keys, screen.key_tile), finest = ceil_div(64, screen.key_tile);
+    const int64_t most = std::max(4 * k, (budget / std::clamp<int64_t>(queries, unit, 8192) - held) / 4);
+    group = std::max<int64_t>(1, std::min(std::max(finest, ceil_div(tiles, most)), tiles / (4 * k)));
+    groups = screened && tiles >= 2 * k ? ceil_div(tiles, group) : 0;
+
     // The keys are encoded anew for each slab, if not so few that they stay.
-    const int64_t held = k * static_cast<int64_t>(sizeof(Scored)) + room * static_cast<int64_t>(sizeof(Candidate)) +
-                         groups * 4 + 2 * code_bytes + 100;
-    slab = std::max<int64_t>(unit, (all_cached ? 16 << 20 : 48 << 20) / held);
+    slab = std::max<int64_t>(unit, (all_cached ? budget / 4 : budget) / (held + 4 * groups));
     slab = round_up(ceil_div(queries, ceil_div(queries, slab)), unit);
     block = visitors = 1;
     if (screened) {

@@ -59,60 +59,51 @@ static inline void raise_lows(const Screen& s, vfloat largest, int64_t query, in
   store(at, tile == group * s.group ? low : larger(low, load(at)));
 }
 
-// Appends those products of a key with the queries of a register that exceed their limits. Without branches where
-// there are instructions for it: about every second register holds one.
-template <class Vector>
-static inline int64_t note(Hits& hits, int64_t count, Vector products, Vector limit, vfloat scale, vfloat slack,
-                           int query, int key) {
-  const uint64_t some = above(products, limit);
-#if defined(__AVX512F__)
-  const __m512i pairs = _mm512_add_epi32(_mm512_set1_epi32(key << 8 | query),
-                                         _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-  const vfloat upper = to_float(products) * scale + slack;
-  _mm512_storeu_si512(hits.pair + count, _mm512_maskz_compress_epi32(some, pairs));
-  _mm512_storeu_ps(hits.upper + count, _mm512_maskz_compress_ps(some, reinterpret_cast<__m512>(upper)));
-  return count + __builtin_popcountll(some);
-#else
-  if (!some) return count;
-  float upper[lanes];
-  store(upper, products * scale + slack);
-  for (uint64_t rest = some; rest; rest &= rest - 1) {
-    const int lane = __builtin_ctzll(rest);
-    hits.pair[count] = key << 8 | (query + lane);
-    hits.upper[count++] = upper[lane];
+// Reports the products that exceed their limits. limit_of(v) is that of register v of the products, and pair_of(i) the
+// pair of product i. Masks come first, as about every second register holds one that exceeds: branches would be
+// mispredicted.
+template <int vectors, class Product, class Limit, class Pair>
+static inline void report(const Screen& s, const Product* products, int64_t query, int64_t tile, Limit&& limit_of,
+                          Pair&& pair_of) {
+  uint64_t masks[(vectors * lanes + 63) / 64] = {};
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) {
+    const auto limit = limit_of(v);
+    masks[v * lanes / 64] |= above(reinterpret_cast<const decltype(limit)*>(products)[v], limit) << v * lanes % 64;
   }
-  return count;
-#endif
+  float error[query_tile];
+  for (int j = 0; j < query_tile; j += lanes) store(error + j, slack(s, query + j, s.tiles[tile]));
+  Hits hits;
+  int64_t count = 0;
+  for (int word = 0; word < (vectors * lanes + 63) / 64; ++word)
+    for (uint64_t some = masks[word]; some; some &= some - 1) {
+      const int i = word * 64 + __builtin_ctzll(some), pair = pair_of(i);
+      hits.pair[count] = pair;
+      hits.upper[count++] = static_cast<float>(products[i]) * s.tiles[tile].scale + error[pair & 255];
+    }
+  if (count) s.take(s.context, hits, count, query, tile * key_tile);
 }
 
 // What becomes of the products of a tile of keys with some registers of queries.
-template <int keys, int vectors, class Vector>
+template <int keys, int vectors, class Vector, class Product>
 static inline void gate(const Screen& s, const Vector (&products)[keys][vectors], int64_t query, int64_t tile) {
-  uint64_t some = 0;
+  if (s.lows) {
 #pragma GCC unroll 4
-  for (int j = 0; j < vectors; ++j) {
-    Vector largest = products[0][j], limit;
+    for (int j = 0; j < vectors; ++j) {
+      Vector largest = products[0][j];
 #pragma GCC unroll 14
-    for (int i = 1; i < keys; ++i) largest = larger(largest, products[i][j]);
-    if (s.lows) {
+      for (int i = 1; i < keys; ++i) largest = larger(largest, products[i][j]);
       raise_lows(s, to_float(largest), query + j * lanes, tile);
-    } else {
-      find_limits(s, query + j * lanes, s.tiles[tile], limit);
-      some |= above(largest, limit);
     }
+    return;
   }
-  if (!some) return;
-  Vector stored[keys][vectors];
+  Product stored[keys * vectors * lanes];
   std::memcpy(stored, products, sizeof stored);
-  Hits hits;
-  int64_t count = 0;
-  for (int j = 0; j < vectors; ++j) {
-    const vfloat error = slack(s, query + j * lanes, s.tiles[tile]), scale = splat(s.tiles[tile].scale);
-    Vector limit;
-    find_limits(s, query + j * lanes, s.tiles[tile], limit);
-    for (int i = 0; i < keys; ++i) count = note(hits, count, stored[i][j], limit, scale, error, j * lanes, i);
-  }
-  s.take(s.context, hits, count, query, tile * keys);
+  Vector limit[vectors];
+  for (int j = 0; j < vectors; ++j) find_limits(s, query + j * lanes, s.tiles[tile], limit[j]);
+  report<keys * vectors>(
+      s, stored, query, tile, [&](int v) { return limit[v % vectors]; },
+      [](int i) { return i / (vectors * lanes) << 8 | i % (vectors * lanes); });
 }
 
 // Floats as integers of the same order, and back.

@@ -57,18 +57,12 @@ static inline void gate_tile(const Screen& s, const int32_t* products, int64_t q
     raise_lows(s, to_float(largest_of(products + half_tile)), query + 16, tile);
     return;
   }
-  Hits hits;
-  int64_t count = 0;
-  for (int half = 0; half < 4; ++half) {
-    const int64_t lane = half % 2 * 16;
-    const vfloat error = slack(s, query + lane, s.tiles[tile]), scale = splat(s.tiles[tile].scale);
-    const vint* row = reinterpret_cast<const vint*>(products + half * half_tile);
-    vint limit;
-    find_limits(s, query + lane, s.tiles[tile], limit);
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; ++i) count = note(hits, count, row[i], limit, scale, error, lane, half / 2 * 16 + i);
-  }
-  if (count) s.take(s.context, hits, count, query, tile * key_tile);
+  vint limit[2];
+  find_limits(s, query, s.tiles[tile], limit[0]);
+  find_limits(s, query + 16, s.tiles[tile], limit[1]);
+  report<4 * 16>(
+      s, products, query, tile, [&](int v) { return limit[v / 16 % 2]; },
+      [](int i) { return (i / 512 * 16 + i / 16 % 16) << 8 | (i / 256 % 2 * 16 + i % 16); });
 }
 
 // Words of 16 queries lie side by side.

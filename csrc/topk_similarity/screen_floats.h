@@ -69,7 +69,7 @@ static inline void screen_tile(const Screen& s, const float* queries, const floa
       sum[i][1] += value * query1;
     }
   }
-  gate<key_tile, 2, vfloat>(s, sum, query, tile);
+  gate<key_tile, 2, vfloat, float>(s, sum, query, tile);
 }
 
 static void screen(const Screen& s) {

@@ -27,7 +27,7 @@ static inline void screen_tile(const Screen& s, const int8_t* queries, const int
         sum[i][j] = reinterpret_cast<vint>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum[i][j]), key, value[j]));
     }
   }
-  gate<key_tile, vectors, vint>(s, sum, query, tile);
+  gate<key_tile, vectors, vint, int32_t>(s, sum, query, tile);
 }
 
 // Words of all queries lie side by side.
