@@ -44,8 +44,10 @@ class Search {
         std::fill_n(scratch_.states.of(segment), slab_, State{});
       if (plan_.screened) {
         encode_queries();
-        if (plan_.groups) find_lows();
-        find_candidates();
+        chunk_ = 0;
+        if (plan_.groups) revisit_first_keys();
+        for (; chunk_ < key_count_; chunk_ += plan_.chunk) screen_keys();
+        settle_all();
       } else {
         scan();
       }
@@ -56,15 +58,15 @@ class Search {
  private:
   static constexpr int64_t group = 512;  // rows of one task
   static constexpr int64_t no_row = std::numeric_limits<int64_t>::max();
-  static constexpr int most_lanes = 64;  // queries of a tile
+  static constexpr int64_t settled = 64;  // queries of one task
+  static constexpr int most_lanes = 64;   // queries of a tile
 
-  // A tile of queries that visit a group of keys, with what the screen knows of them.
+  // Where a block of queries and a range of keys begin. Listed queries are those of one tile, from first_query on.
   struct Visit {
     Search* search;
     int worker;
-    int64_t first_key, query[most_lanes];
-    float threshold[most_lanes], slope[most_lanes], reach[most_lanes];
-    int32_t offset[most_lanes];
+    int64_t first_key, first_query;
+    const int32_t* list;
   };
 
   State& state(int64_t segment, int64_t query) const { return scratch_.states.of(segment)[query]; }
@@ -117,8 +119,7 @@ class Search {
                         scratch_.offset.of(0) + at};
       screen_.encode_queries(queries_ + (first_ + at) * row_bytes_, dtype_, count, depth_, factors, out,
                              scratch_.row.of(worker));
-      if (plan_.groups)
-        screen_.pack(codes, nullptr, count, depth_, scratch_.query_tiles.of(0) + at * plan_.code_bytes);
+      screen_.pack(codes, nullptr, count, depth_, scratch_.query_tiles.of(0) + at * plan_.code_bytes);
       for (int64_t q = at; q < at + tile; ++q) {
         const double scale = q < slab_ ? scratch_.query_scale.of(0)[q] : 0, residual = scratch_.query_residual.of(0)[q];
         const bool zero = scale == 0;
@@ -137,7 +138,7 @@ class Search {
     if (encoded_ == chunk_) return;
     encoded_ = chunk_;
     const int tile = screen_.key_tile;
-    const int64_t size = std::min(plan_.chunk, key_count_ - chunk_), tiles = ceil_div(size, tile),
+    const int64_t size = chunk_size(), tiles = ceil_div(size, tile),
                   together = ceil_div(64, tile);
     parallel_for(ceil_div(tiles, together), plan_.threads, [&](int64_t task, int worker) {
       for (int64_t t = task * together; t < std::min(tiles, (task + 1) * together); ++t)
@@ -178,26 +179,44 @@ class Search {
     screen.depth = depth_;
     screen.lows_stride = plan_.groups * screen_.query_tile;
     screen.group = static_cast<int>(plan_.group);
-    const int64_t group = chunk_ / screen_.key_tile / plan_.group + tile / plan_.group;
-    screen.lows = scratch_.lows.of(0) + query * plan_.groups + group * screen_.query_tile;
+    screen.take = [](void* context, const Hits& hits, int64_t count, int64_t query, int64_t key) {
+      const Visit& visit = *static_cast<const Visit*>(context);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t lane = hits.pair[i] & 255;
+        visit.search->wait(visit.first_query + (visit.list ? visit.list[lane] : query + lane),
+                           visit.first_key + key + (hits.pair[i] >> 8), hits.upper[i], visit.worker);
+      }
+    };
     return screen;
   }
 
-  int64_t chunk_tiles() const { return ceil_div(std::min(plan_.chunk, key_count_ - chunk_), screen_.key_tile); }
+  int64_t chunk_size() const { return std::min(chunk_ < plan_.first ? plan_.first : plan_.chunk, key_count_ - chunk_); }
+  int64_t chunk_tiles() const { return ceil_div(chunk_size(), screen_.key_tile); }
 
-  // The first pass: of every query, the largest lower bound of a score in each group of keys.
-  void find_lows() {
-    for (chunk_ = 0; chunk_ < key_count_; chunk_ += plan_.chunk) {
-      encode_keys();
-      const int64_t tiles = chunk_tiles(), groups = ceil_div(tiles, plan_.group), blocks = ceil_div(slab_, plan_.block);
-      const int64_t parts = std::min(groups, std::max(plan_.segments, tiles * screen_.key_tile / plan_.cached));
-      parallel_for(blocks * parts, plan_.threads, [&](int64_t number, int) {
-        const int64_t part = number / blocks, query = number % blocks * plan_.block;
-        const int64_t begin = groups * part / parts * plan_.group,
-                      end = std::min(tiles, groups * (part + 1) / parts * plan_.group);
-        screen_.run(arguments(query, plan_.block, begin, end - begin));
-      });
-    }
+  // Of every query, the largest lower bound of a score in each group of the first keys; from those a threshold; then
+  // the candidates among them, where the bounds leave any possible.
+  void revisit_first_keys() {
+    encode_keys();
+    const int64_t tiles = chunk_tiles(), blocks = ceil_div(slab_, plan_.block);
+    const int64_t parts = std::min(plan_.groups, std::max<int64_t>(plan_.segments, plan_.first / plan_.cached));
+    parallel_for(blocks * parts, plan_.threads, [&](int64_t number, int) {
+      const int64_t part = number / blocks, query = number % blocks * plan_.block;
+      const int64_t begin = plan_.groups * part / parts * plan_.group,
+                    end = std::min(tiles, plan_.groups * (part + 1) / parts * plan_.group);
+      Screen screen = arguments(query, plan_.block, begin, end - begin);
+      screen.lows = lows(query, begin);
+      screen_.run(screen);
+    });
+    parallel_for(ceil_div(slab_, plan_.visitors), plan_.threads, [&](int64_t number, int worker) {
+      const int64_t begin = number * plan_.visitors, end = std::min(slab_, begin + plan_.visitors);
+      set_thresholds(begin, end);
+      for (int64_t tile = 0; tile < tiles; tile += plan_.group) visit(begin, end, tile, worker);
+    });
+    chunk_ = plan_.first;
+  }
+
+  float* lows(int64_t query, int64_t tile) const {
+    return scratch_.lows.of(0) + query * plan_.groups + tile / plan_.group * screen_.query_tile;
   }
 
   // As many groups as k hold a key whose score is no lower than this.
@@ -210,59 +229,42 @@ class Search {
     }
   }
 
-  // The second pass: the candidates, found where the first left them possible.
-  void find_candidates() {
-    for (chunk_ = 0; chunk_ < key_count_; chunk_ += plan_.chunk) {
-      encode_keys();
-      parallel_for(ceil_div(slab_, plan_.visitors), plan_.threads, [&](int64_t number, int worker) {
-        const int64_t begin = number * plan_.visitors, end = std::min(slab_, begin + plan_.visitors);
-        if (plan_.groups && chunk_ == 0) set_thresholds(begin, end);
-        for (int64_t tile = 0; tile < chunk_tiles(); tile += plan_.group) visit(begin, end, tile, worker);
-        if (chunk_ + plan_.chunk < key_count_) return;
-        sort_out(begin);
-        for (int64_t query = begin; query < end; ++query) {
-          if (query + 1 < end) sort_out(query + 1);
-          settle(query, worker);
-        }
-      });
-    }
+  // The candidates among the keys of a chunk.
+  void screen_keys() {
+    encode_keys();
+    parallel_for(ceil_div(slab_, plan_.block), plan_.threads, [&](int64_t number, int worker) {
+      const int64_t query = number * plan_.block;
+      Visit visit{this, worker, chunk_, query, nullptr};
+      Screen screen = arguments(query, plan_.block, 0, chunk_tiles());
+      screen.context = &visit;
+      screen_.run(screen);
+    });
   }
 
   // Multiplies a group of keys again, by those of the queries [begin, end) that may have candidates in it.
   void visit(int64_t begin, int64_t end, int64_t tile, int worker) {
     Screen screen = arguments(begin, end - begin, tile, std::min(plan_.group, chunk_tiles() - tile));
+    screen.lows = lows(begin, tile);
     int32_t* list = scratch_.visitors.of(worker);
-    int64_t count = 0;
-    if (plan_.groups) {
-      count = screen_.visitors(screen, list);
-    } else {
-      for (int64_t query = begin; query < end; ++query)
-        if (threshold(query) < infinity) list[count++] = static_cast<int32_t>(query - begin);
-    }
+    const int64_t count = screen_.visitors(screen, list);
+    screen.lows = nullptr;
+    float threshold[most_lanes], slope[most_lanes], reach[most_lanes];
+    int32_t offset[most_lanes];
     char* tile_of_queries = scratch_.visiting.of(worker);
     for (int64_t at = 0; at < count; at += screen_.query_tile) {
       const int64_t some = std::min<int64_t>(screen_.query_tile, count - at);
-      Visit visit{this, worker, chunk_ + tile * screen_.key_tile};
+      Visit visit{this, worker, tile * screen_.key_tile, begin, list + at};
       for (int64_t i = 0; i < screen_.query_tile; ++i) {
         const int64_t query = begin + list[at + std::min(i, some - 1)];
-        visit.query[i] = query;
-        visit.threshold[i] = i < some ? threshold(query) : infinity;
-        visit.slope[i] = scratch_.slope.of(0)[query];
-        visit.reach[i] = scratch_.reach.of(0)[query];
-        visit.offset[i] = scratch_.offset.of(0)[query];
+        threshold[i] = i < some ? this->threshold(query) : infinity;
+        slope[i] = scratch_.slope.of(0)[query];
+        reach[i] = scratch_.reach.of(0)[query];
+        offset[i] = scratch_.offset.of(0)[query];
       }
       screen_.pack(scratch_.query_codes.of(0) + begin * plan_.code_bytes, list + at, some, depth_, tile_of_queries);
       screen.queries = tile_of_queries;
-      screen.threshold = visit.threshold, screen.slope = visit.slope, screen.reach = visit.reach;
-      screen.offset = visit.offset;
+      screen.threshold = threshold, screen.slope = slope, screen.reach = reach, screen.offset = offset;
       screen.query_tiles = 1;
-      screen.lows = nullptr;
-      screen.take = [](void* context, const Hits& hits, int64_t count, int64_t, int64_t key) {
-        const Visit& visit = *static_cast<const Visit*>(context);
-        for (int64_t i = 0; i < count; ++i)
-          visit.search->wait(visit.query[hits.pair[i] & 255], visit.first_key + key + (hits.pair[i] >> 8),
-                             hits.upper[i], visit.worker);
-      };
       screen.context = &visit;
       screen_.run(screen);
     }
@@ -303,6 +305,17 @@ class Search {
       if (state.found == k_) set_threshold(state.threshold, query);
     }
     state(0, query).waiting = 0;
+  }
+
+  void settle_all() {
+    parallel_for(ceil_div(slab_, settled), plan_.threads, [&](int64_t number, int worker) {
+      const int64_t end = std::min(slab_, (number + 1) * settled);
+      sort_out(number * settled);
+      for (int64_t query = number * settled; query < end; ++query) {
+        if (query + 1 < end) sort_out(query + 1);
+        settle(query, worker);
+      }
+    });
   }
 
   void score(int64_t query, int64_t segment, const int32_t* keys, int64_t count, int worker) {

@@ -56,9 +56,16 @@ double squared_norm(const float* row, int64_t depth) {
   return sum.total();
 }
 
+inline void prefetch(const void* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(row) + at);
+}
+
 void squared_norms(const void* rows, Dtype dtype, int64_t count, int64_t depth, double* norms, float* scratch) {
-  for (int64_t row = 0; row < count; ++row)
+  const int64_t bytes = depth * (dtype == Dtype::f32 ? 4 : 2);
+  for (int64_t row = 0; row < count; ++row) {
+    prefetch(static_cast<const char*>(rows) + (row + 4) * bytes, bytes);
     norms[row] = squared_norm(as_floats(rows, dtype, row, depth, scratch), depth);
+  }
 }
 
 // Several keys at once, as one sum alone waits for each of its additions.
@@ -95,7 +102,10 @@ void dots(const void* query, const void* keys, Dtype dtype, const int32_t* key, 
   if (dtype == Dtype::f32)
     for (; i + together <= count; i += together) {
       const float* rows[together];
-      for (int j = 0; j < together; ++j) rows[j] = static_cast<const float*>(keys) + key[i + j] * depth;
+      for (int j = 0; j < together; ++j) {
+        rows[j] = static_cast<const float*>(keys) + key[i + j] * depth;
+        if (i + j + together < count) prefetch(static_cast<const float*>(keys) + key[i + j + together] * depth, 4 * depth);
+      }
       dot_group<together>(row, rows, depth, dots + i);
     }
   for (; i < count; ++i) {

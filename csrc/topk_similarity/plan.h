@@ -70,9 +70,10 @@ struct Plan {
   int64_t visitors;    // queries of one task of the second pass: enough to fill tiles
   int64_t segments;    // parts of the keys, so that few queries keep many threads busy
   int64_t cached;      // encoded keys that stay in a core's L2 cache while all queries pass
-  int64_t chunk;       // keys encoded at once
+  int64_t first;       // keys that are multiplied twice, first for lower bounds
+  int64_t chunk;       // of the other keys, those encoded at once
   int64_t group;       // key tiles with one lower bound in common
-  int64_t groups;      // of all keys; 0 if too few for k lower bounds, where all keys are candidates
+  int64_t groups;      // of the first keys; 0 if there are too few for k lower bounds
   int64_t room;        // candidates of a query that may wait, or keys that are scored at once
   int64_t scratch;     // floats
   int threads;
@@ -86,32 +87,32 @@ struct Plan {
 
     room = screened ? std::min(keys, 2 * k + 64) : 256;
     cached = std::max<int64_t>(1024, (1 << 20) / (code_bytes + 1));
-    const bool all_cached = screened && keys * code_bytes <= 16 << 20;
 
-    // Finer groups give higher thresholds, and less to multiply again; coarser ones take less memory.
-    const int64_t budget = 56 << 20, held = k * static_cast<int64_t>(sizeof(Scored)) +
-                                            room * static_cast<int64_t>(sizeof(Candidate)) + 2 * code_bytes + 100;
-    const int64_t tiles = ceil_div(keys, screen.key_tile), finest = ceil_div(64, screen.key_tile);
-    const int64_t most = std::max(4 * k, (budget / std::clamp<int64_t>(queries, unit, 8192) - held) / 4);
-    group = std::max<int64_t>(1, std::min(std::max(finest, ceil_div(tiles, most)), tiles / (4 * k)));
+    // Lower bounds need a first pass, so the keys they are taken of stay encoded: all keys or, for a useful threshold,
+    // a part. Finer groups give higher thresholds, and less to multiply again; coarser ones take less memory.
+    const int64_t most = (16 << 20) / (code_bytes + 1), tiles = ceil_div(std::min(keys, most), screen.key_tile);
+    group = std::clamp<int64_t>(tiles / (4 * k), 1, ceil_div(64, screen.key_tile));
     groups = screened && tiles >= 2 * k ? ceil_div(tiles, group) : 0;
+    first = groups ? keys <= most ? keys : groups * group * screen.key_tile : 0;
 
     // The keys are encoded anew for each slab, if not so few that they stay.
-    slab = std::max<int64_t>(unit, (all_cached ? budget / 4 : budget) / (held + 4 * groups));
+    const int64_t held = k * static_cast<int64_t>(sizeof(Scored)) + room * static_cast<int64_t>(sizeof(Candidate)) +
+                         groups * 4 + 2 * code_bytes + 100;
+    slab = std::max<int64_t>(unit, (first == keys ? 14 << 20 : 42 << 20) / held);
     slab = round_up(ceil_div(queries, ceil_div(queries, slab)), unit);
     block = visitors = 1;
     if (screened) {
       const int64_t share = round_up(ceil_div(slab, threads), unit);
       block = std::clamp((24 << 10) / (unit * code_bytes + 1), int64_t{1}, int64_t{8}) * unit;
       block = std::min(share, block);
-      visitors = std::min(share, round_up(1024, unit));
+      visitors = std::min(share, round_up(512, unit));
     }
     segments = std::min(ceil_div(threads, ceil_div(slab, block)), ceil_div(keys, 4096));
     segments = std::max<int64_t>(segments, 1);
-    chunk = all_cached ? keys : segments * cached;
-    chunk = screened ? round_up(std::min(keys, chunk), group * screen.key_tile) : 0;
+    chunk = screened ? round_up(std::min(keys, segments * cached), screen.key_tile) : 0;
   }
 
+  int64_t encoded() const { return std::max(chunk, round_up(first, screen.key_tile)); }  // keys at once
   int64_t heaps() const { return screened ? 1 : segments; }  // of a query
 };
 
@@ -133,10 +134,10 @@ struct Scratch {
   Scratch(Workspace& memory, const Plan& plan, int64_t queries, int64_t keys, int64_t k)
       : key_norms(memory, keys),
         query_norms(memory, queries),
-        key_codes(memory, plan.chunk * plan.code_bytes),
+        key_codes(memory, plan.encoded() * plan.code_bytes),
         query_codes(memory, plan.slab * plan.code_bytes),
         query_tiles(memory, plan.slab * plan.code_bytes),
-        tiles(memory, plan.chunk / plan.screen.key_tile),
+        tiles(memory, plan.encoded() / plan.screen.key_tile),
         query_scale(memory, plan.slab),
         query_residual(memory, plan.slab),
         slope(memory, plan.slab),

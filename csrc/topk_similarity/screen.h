@@ -87,20 +87,23 @@ static inline void report(const Screen& s, const Product* products, int64_t quer
 // What becomes of the products of a tile of keys with some registers of queries.
 template <int keys, int vectors, class Vector, class Product>
 static inline void gate(const Screen& s, const Vector (&products)[keys][vectors], int64_t query, int64_t tile) {
-  if (s.lows) {
+  Vector limit[vectors];
+  uint64_t some = 0;
 #pragma GCC unroll 4
-    for (int j = 0; j < vectors; ++j) {
-      Vector largest = products[0][j];
+  for (int j = 0; j < vectors; ++j) {
+    Vector largest = products[0][j];
 #pragma GCC unroll 14
-      for (int i = 1; i < keys; ++i) largest = larger(largest, products[i][j]);
+    for (int i = 1; i < keys; ++i) largest = larger(largest, products[i][j]);
+    if (s.lows) {
       raise_lows(s, to_float(largest), query + j * lanes, tile);
+    } else {
+      find_limits(s, query + j * lanes, s.tiles[tile], limit[j]);
+      some |= above(largest, limit[j]);
     }
-    return;
   }
+  if (!some) return;
   Product stored[keys * vectors * lanes];
   std::memcpy(stored, products, sizeof stored);
-  Vector limit[vectors];
-  for (int j = 0; j < vectors; ++j) find_limits(s, query + j * lanes, s.tiles[tile], limit[j]);
   report<keys * vectors>(
       s, stored, query, tile, [&](int v) { return limit[v % vectors]; },
       [](int i) { return i / (vectors * lanes) << 8 | i % (vectors * lanes); });

@@ -60,6 +60,7 @@ static inline void gate_tile(const Screen& s, const int32_t* products, int64_t q
   vint limit[2];
   find_limits(s, query, s.tiles[tile], limit[0]);
   find_limits(s, query + 16, s.tiles[tile], limit[1]);
+  if (!(above(largest_of(products), limit[0]) | above(largest_of(products + half_tile), limit[1]))) return;
   report<4 * 16>(
       s, products, query, tile, [&](int v) { return limit[v / 16 % 2]; },
       [](int i) { return (i / 512 * 16 + i / 16 % 16) << 8 | (i / 256 % 2 * 16 + i % 16); });
