@@ -104,7 +104,8 @@ void dots(const void* query, const void* keys, Dtype dtype, const int32_t* key, 
       const float* rows[together];
       for (int j = 0; j < together; ++j) {
         rows[j] = static_cast<const float*>(keys) + key[i + j] * depth;
-        if (i + j + together < count) prefetch(static_cast<const float*>(keys) + key[i + j + together] * depth, 4 * depth);
+        if (i + j + together < count)
+          prefetch(static_cast<const float*>(keys) + key[i + j + together] * depth, 4 * depth);
       }
       dot_group<together>(row, rows, depth, dots + i);
     }

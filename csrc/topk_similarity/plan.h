@@ -90,7 +90,7 @@ struct Plan {
 
     // Lower bounds need a first pass, so the keys they are taken of stay encoded: all keys or, for a useful threshold,
     // a part. Finer groups give higher thresholds, and less to multiply again; coarser ones take less memory.
-    const int64_t most = (16 << 20) / (code_bytes + 1), tiles = ceil_div(std::min(keys, most), screen.key_tile);
+    const int64_t most = (8 << 20) / (code_bytes + 1), tiles = ceil_div(std::min(keys, most), screen.key_tile);
     group = std::clamp<int64_t>(tiles / (4 * k), 1, ceil_div(64, screen.key_tile));
     groups = screened && tiles >= 2 * k ? ceil_div(tiles, group) : 0;
     first = groups ? keys <= most ? keys : groups * group * screen.key_tile : 0;
@@ -113,7 +113,7 @@ struct Plan {
   }
 
   int64_t encoded() const { return std::max(chunk, round_up(first, screen.key_tile)); }  // keys at once
-  int64_t heaps() const { return screened ? 1 : segments; }  // of a query
+  int64_t heaps() const { return screened ? 1 : segments; }                              // of a query
 };
 
 struct Scratch {

@@ -46,8 +46,8 @@ static inline void find_limits(const Screen& s, int64_t query, const KeyTile& ti
 static inline void find_limits(const Screen& s, int64_t query, const KeyTile& tile, vint& whole) {
   vfloat limit;
   find_limits(s, query, tile, limit);
-  const __m512 inside = _mm512_max_ps(
-      _mm512_min_ps(reinterpret_cast<__m512>(limit), _mm512_set1_ps(0x1.fffffep30f)), _mm512_set1_ps(-0x1p31f));
+  const __m512 inside = _mm512_max_ps(_mm512_min_ps(reinterpret_cast<__m512>(limit), _mm512_set1_ps(0x1.fffffep30f)),
+                                      _mm512_set1_ps(-0x1p31f));
   whole = reinterpret_cast<vint>(_mm512_cvt_roundps_epi32(inside, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
 }
 #endif
@@ -153,7 +153,8 @@ static int64_t visitors(const Screen& s, int32_t* list) {
     uint64_t some = above(upper, load(s.threshold + query));
 #if defined(__AVX512F__)
     const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
-    _mm512_storeu_si512(list + count, _mm512_maskz_compress_epi32(some, _mm512_add_epi32(lane, _mm512_set1_epi32(query))));
+    _mm512_storeu_si512(list + count,
+                        _mm512_maskz_compress_epi32(some, _mm512_add_epi32(lane, _mm512_set1_epi32(query))));
     count += __builtin_popcountll(some);
 #else
     for (; some; some &= some - 1) list[count++] = static_cast<int32_t>(query + __builtin_ctzll(some));

@@ -76,8 +76,9 @@ static void pack(const void* codes, const int32_t* which, int64_t count, int64_t
       __m512i row[16];
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i)
-        row[i] = first + i >= count ? _mm512_setzero_si512()
-                                    : _mm512_loadu_si512(rows + ((which ? which[first + i] : first + i) * steps + t) * step);
+        row[i] = first + i >= count
+                     ? _mm512_setzero_si512()
+                     : _mm512_loadu_si512(rows + ((which ? which[first + i] : first + i) * steps + t) * step);
       transpose(row);
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + i * 64, row[i]);
