@@ -98,7 +98,7 @@ struct Plan {
     // The keys are encoded anew for each slab, if not so few that they stay.
     const int64_t held = k * static_cast<int64_t>(sizeof(Scored)) + room * static_cast<int64_t>(sizeof(Candidate)) +
                          groups * 4 + 2 * code_bytes + 100;
-    slab = std::max<int64_t>(unit, (first == keys ? 14 << 20 : 42 << 20) / held);
+    slab = std::max<int64_t>(unit, (first == keys ? 14 << 20 : 50 << 20) / held);
     slab = round_up(ceil_div(queries, ceil_div(queries, slab)), unit);
     block = visitors = 1;
     if (screened) {
