@@ -2,6 +2,7 @@
 
 #include "huge_pages.h"
 #include "topk_similarity/search.h"
+#include "topk_similarity/topk_similarity.h"
 
 namespace ofa::topk_similarity {
 

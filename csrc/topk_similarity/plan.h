@@ -60,6 +60,20 @@ inline bool push(const Scored& next, int64_t k, State& state, Scored* heap) {
   return true;
 }
 
+struct Higher {
+  bool operator()(const Candidate& a, const Candidate& b) const { return a.upper > b.upper; }
+};
+
+class Search;
+
+// Where a block of queries and a range of keys begin. Listed queries are those of one tile, from first_query on.
+struct Visit {
+  Search* search;
+  int worker;
+  int64_t first_key, first_query;
+  const int32_t* list;
+};
+
 // How the work is divided. Nothing here changes the result.
 struct Plan {
   const TopkScreen& screen = OFA_SELECT(topk_screen);

@@ -8,7 +8,6 @@
 
 #include "parallel.h"
 #include "topk_similarity/plan.h"
-#include "topk_similarity/topk_similarity.h"
 
 namespace ofa::topk_similarity {
 
@@ -61,14 +60,6 @@ class Search {
   static constexpr int64_t no_row = std::numeric_limits<int64_t>::max();
   static constexpr int64_t settled = 64;  // queries of one task
   static constexpr int most_lanes = 64;   // queries of a tile
-
-  // Where a block of queries and a range of keys begin. Listed queries are those of one tile, from first_query on.
-  struct Visit {
-    Search* search;
-    int worker;
-    int64_t first_key, first_query;
-    const int32_t* list;
-  };
 
   State& state(int64_t segment, int64_t query) const { return scratch_.states.of(segment)[query]; }
   Scored* heap(int64_t segment, int64_t query) const { return scratch_.heaps.of(segment) + query * k_; }
@@ -283,8 +274,7 @@ class Search {
   // Puts the k waiting candidates with the highest bounds first, and asks for their rows, which are far away.
   void sort_out(int64_t query) const {
     Candidate *list = scratch_.candidates.of(0) + query * plan_.room, *end = list + state(0, query).waiting;
-    if (end - list > k_)
-      std::nth_element(list, list + k_, end, [](const Candidate& a, const Candidate& b) { return a.upper > b.upper; });
+    if (end - list > k_) std::nth_element(list, list + k_, end, Higher());
     for (const Candidate* candidate = list; candidate < std::min(end, list + k_); ++candidate)
       for (int64_t at = 0; at < row_bytes_; at += 64) __builtin_prefetch(keys_ + candidate->key * row_bytes_ + at);
   }
