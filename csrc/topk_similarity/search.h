@@ -47,7 +47,6 @@ class Search {
         chunk_ = 0;
         if (plan_.groups) revisit_first_keys();
         for (; chunk_ < key_count_; chunk_ += plan_.chunk) screen_keys();
-        settle_all();
       } else {
         scan();
       }
@@ -203,6 +202,7 @@ class Search {
       set_thresholds(begin, end);
       for (int64_t tile = 0; tile < tiles; tile += plan_.group) visit(begin, end, tile, worker);
     });
+    settle_all();
     chunk_ = plan_.first;
   }
 
@@ -220,7 +220,7 @@ class Search {
     }
   }
 
-  // The candidates among the keys of a chunk.
+  // The candidates among the keys of a chunk, scored at once for the thresholds of those that follow.
   void screen_keys() {
     encode_keys();
     parallel_for(ceil_div(slab_, plan_.block), plan_.threads, [&](int64_t number, int worker) {
@@ -230,6 +230,7 @@ class Search {
       screen.context = &visit;
       screen_.run(screen);
     });
+    settle_all();
   }
 
   // Multiplies a group of keys again, by those of the queries [begin, end) that may have candidates in it.
