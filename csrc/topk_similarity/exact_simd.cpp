@@ -56,29 +56,37 @@ double squared_norm(const float* row, int64_t depth) {
   return sum.total();
 }
 
-void squared_norms(const void* rows, Dtype dtype, int64_t count, int64_t depth, double* norms, float* scratch) {
-  for (int64_t row = 0; row < count; ++row)
-    norms[row] = squared_norm(as_floats(rows, dtype, row, depth, scratch), depth);
+inline void prefetch(const void* row, int64_t bytes) {
+  for (int64_t at = 0; at < bytes; at += 64) __builtin_prefetch(static_cast<const char*>(row) + at);
 }
 
-// Several pairs at once, as one sum alone waits for each of its additions.
+void squared_norms(const void* rows, Dtype dtype, int64_t count, int64_t depth, double* norms, float* scratch) {
+  const int64_t bytes = depth * (dtype == Dtype::f32 ? 4 : 2);
+  for (int64_t row = 0; row < count; ++row) {
+    prefetch(static_cast<const char*>(rows) + (row + 4) * bytes, bytes);
+    norms[row] = squared_norm(as_floats(rows, dtype, row, depth, scratch), depth);
+  }
+}
+
+// Several keys at once, as one sum alone waits for each of its additions.
 constexpr int together = registers == 4 ? 2 : 4;
 
-template <int pairs>
-inline void dot_group(const float* const* query, const float* const* key, int64_t depth, double* dots) {
-  Sum sum[pairs]{};
+template <int keys>
+inline void dot_group(const float* query, const float* const* key, int64_t depth, double* dots) {
+  Sum sum[keys]{};
   const int64_t whole = depth / 8 * 8;
   for (int64_t d = 0; d < whole; d += 8)
 #pragma GCC unroll 8
-    for (int r = 0; r < registers; ++r)
+    for (int r = 0; r < registers; ++r) {
+      const vdouble q = widen(query + d + r * doubles);
 #pragma GCC unroll 8
-      for (int i = 0; i < pairs; ++i)
-        sum[i].part[r] += widen(query[i] + d + r * doubles) * widen(key[i] + d + r * doubles);
+      for (int i = 0; i < keys; ++i) sum[i].part[r] += q * widen(key[i] + d + r * doubles);
+    }
+  float query_tail[8], key_tail[8];
+  if (whole < depth) copy_tail(query, depth, query_tail);
 #pragma GCC unroll 8
-  for (int i = 0; i < pairs; ++i) {
+  for (int i = 0; i < keys; ++i) {
     if (whole < depth) {
-      float query_tail[8], key_tail[8];
-      copy_tail(query[i], depth, query_tail);
       copy_tail(key[i], depth, key_tail);
       for (int r = 0; r < registers; ++r)
         sum[i].part[r] += widen(query_tail + r * doubles) * widen(key_tail + r * doubles);
@@ -87,26 +95,23 @@ inline void dot_group(const float* const* query, const float* const* key, int64_
   }
 }
 
-void dots(const void* queries, const void* keys, Dtype dtype, const Pair* pairs, int64_t count, int64_t depth,
+void dots(const void* query, const void* keys, Dtype dtype, const int32_t* key, int64_t count, int64_t depth,
           double* dots, float* scratch) {
+  const float* row = as_floats(query, dtype, 0, depth, scratch);
   int64_t i = 0;
-  if (dtype == Dtype::f32) {
-    const float *query_rows = static_cast<const float*>(queries), *key_rows = static_cast<const float*>(keys);
+  if (dtype == Dtype::f32)
     for (; i + together <= count; i += together) {
-      const float *query[together], *key[together];
+      const float* rows[together];
       for (int j = 0; j < together; ++j) {
-        query[j] = query_rows + pairs[i + j].query * depth;
-        key[j] = key_rows + pairs[i + j].key * depth;
+        rows[j] = static_cast<const float*>(keys) + key[i + j] * depth;
+        if (i + j + together < count)
+          prefetch(static_cast<const float*>(keys) + key[i + j + together] * depth, 4 * depth);
       }
-      dot_group<together>(query, key, depth, dots + i);
+      dot_group<together>(row, rows, depth, dots + i);
     }
-  }
-  const float* query = nullptr;
-  for (int64_t first = i; i < count; ++i) {
-    if (i == first || pairs[i].query != pairs[i - 1].query)
-      query = as_floats(queries, dtype, pairs[i].query, depth, scratch);
-    const float* key = as_floats(keys, dtype, pairs[i].key, depth, scratch + depth);
-    dot_group<1>(&query, &key, depth, dots + i);
+  for (; i < count; ++i) {
+    const float* one = as_floats(keys, dtype, key[i], depth, scratch + depth);
+    dot_group<1>(row, &one, depth, dots + i);
   }
 }
 

@@ -1,4 +1,4 @@
-// What the screens have in common: which products pass. For *_simd.cpp.
+// What the screens have in common: what becomes of their products. For *_simd.cpp.
 #pragma once
 
 #include "topk_similarity/kernels.h"
@@ -36,69 +36,131 @@ static inline vfloat slack(const Screen& s, int64_t query, const KeyTile& tile) 
   return load(s.slope + query) * splat(tile.norm) + load(s.reach + query) * splat(tile.residual);
 }
 
-// What those products have to exceed.
-static inline vfloat limits(const Screen& s, int64_t query, const KeyTile& tile) {
-  return (load(s.threshold + query) - slack(s, query, tile)) * splat(tile.inverse_scale);
-}
-
-static inline void store_lows(const Screen& s, vfloat largest, int64_t query, int64_t tile) {
-  store(s.lows + tile * s.query_tiles * query_tile + query,
-        largest * splat(s.tiles[tile].scale) - slack(s, query, s.tiles[tile]));
-}
-
-// Which of the products [keys][queries] of one query exceed its limit.
-template <int keys, int queries>
-static inline uint64_t column_above(const float* products, float limit) {
-  uint64_t mask = 0;
-#pragma GCC unroll 14
-  for (int i = 0; i < keys; ++i) mask |= static_cast<uint64_t>(products[i * queries] > limit) << i;
-  return mask;
+// What the products have to exceed.
+static inline void find_limits(const Screen& s, int64_t query, const KeyTile& tile, vfloat& limit) {
+  limit = (load(s.threshold + query) - slack(s, query, tile)) * splat(tile.inverse_scale);
 }
 
 #if defined(__AVX512F__)
-template <int keys, int queries>
-static inline uint64_t column_above(const int32_t* products, int32_t limit) {
-  const __m512i bound = _mm512_set1_epi32(limit),
-                row = _mm512_mullo_epi32(_mm512_set1_epi32(queries),
-                                         _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
-  uint64_t mask = 0;
-  for (int i = 0; i < keys; i += 16) {
-    const __mmask16 inside = keys - i < 16 ? (1 << (keys - i)) - 1 : 0xffff;
-    const __m512i column = _mm512_mask_i32gather_epi32(bound, inside, row, products + i * queries, 4);
-    mask |= static_cast<uint64_t>(_mm512_cmpgt_epi32_mask(column, bound)) << i;
-  }
-  return mask;
+// A product exceeds a number where it exceeds the whole number below. No product lies outside the range of int32.
+static inline void find_limits(const Screen& s, int64_t query, const KeyTile& tile, vint& whole) {
+  vfloat limit;
+  find_limits(s, query, tile, limit);
+  const __m512 inside = _mm512_max_ps(_mm512_min_ps(reinterpret_cast<__m512>(limit), _mm512_set1_ps(0x1.fffffep30f)),
+                                      _mm512_set1_ps(-0x1p31f));
+  whole = reinterpret_cast<vint>(_mm512_cvt_roundps_epi32(inside, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
 }
 #endif
 
-// Reports the products [keys][queries] of a tile that exceed the limits of their queries. Those of `some` queries do.
-template <int keys, int queries, class Product>
-static inline void report(const Screen& s, const Product* products, const Product* limit, uint64_t some, int64_t query,
-                          int64_t key) {
-  for (; some; some &= some - 1) {
-    const int lane = __builtin_ctzll(some);
-    s.hit(s.context, query + lane, key, column_above<keys, queries>(products + lane, limit[lane]));
-  }
+static inline void raise_lows(const Screen& s, vfloat largest, int64_t query, int64_t tile) {
+  const int group = static_cast<int>(tile) / s.group;
+  float* at = s.lows + query / query_tile * s.lows_stride + group * query_tile + query % query_tile;
+  const vfloat low = largest * splat(s.tiles[tile].scale) - slack(s, query, s.tiles[tile]);
+  store(at, tile == group * s.group ? low : larger(low, load(at)));
 }
 
-// The same for products in registers.
+// Reports the products that exceed their limits. limit_of(v) is that of register v of the products, and pair_of(i) the
+// pair of product i. Masks come first, as about every second register holds one that exceeds: branches would be
+// mispredicted.
+template <int vectors, class Product, class Limit, class Pair>
+static inline void report(const Screen& s, const Product* products, int64_t query, int64_t tile, Limit&& limit_of,
+                          Pair&& pair_of) {
+  uint64_t masks[(vectors * lanes + 63) / 64] = {};
+#pragma GCC unroll 4
+  for (int v = 0; v < vectors; ++v) {
+    const auto limit = limit_of(v);
+    masks[v * lanes / 64] |= above(reinterpret_cast<const decltype(limit)*>(products)[v], limit) << v * lanes % 64;
+  }
+  float error[query_tile];
+  for (int j = 0; j < query_tile; j += lanes) store(error + j, slack(s, query + j, s.tiles[tile]));
+  Hits hits;
+  int64_t count = 0;
+  for (int word = 0; word < (vectors * lanes + 63) / 64; ++word)
+    for (uint64_t some = masks[word]; some; some &= some - 1) {
+      const int i = word * 64 + __builtin_ctzll(some), pair = pair_of(i);
+      hits.pair[count] = pair;
+      hits.upper[count++] = static_cast<float>(products[i]) * s.tiles[tile].scale + error[pair & 255];
+    }
+  if (count) s.take(s.context, hits, count, query, tile * key_tile);
+}
+
+// What becomes of the products of a tile of keys with some registers of queries.
 template <int keys, int vectors, class Vector, class Product>
-static inline void gate(const Screen& s, const Vector (&products)[keys][vectors], const Vector (&limit)[vectors],
-                        int64_t query, int64_t tile) {
+static inline void gate(const Screen& s, const Vector (&products)[keys][vectors], int64_t query, int64_t tile) {
+  Vector limit[vectors];
   uint64_t some = 0;
 #pragma GCC unroll 4
   for (int j = 0; j < vectors; ++j) {
     Vector largest = products[0][j];
 #pragma GCC unroll 14
     for (int i = 1; i < keys; ++i) largest = larger(largest, products[i][j]);
-    some |= above(largest, limit[j]) << (j * lanes);
-    if (s.lows) store_lows(s, to_float(largest), query + j * lanes, tile);
+    if (s.lows) {
+      raise_lows(s, to_float(largest), query + j * lanes, tile);
+    } else {
+      find_limits(s, query + j * lanes, s.tiles[tile], limit[j]);
+      some |= above(largest, limit[j]);
+    }
   }
-  if (__builtin_expect(some == 0, 1) || s.lows) return;
-  Product stored[keys * vectors * lanes], bound[vectors * lanes];
+  if (!some) return;
+  Product stored[keys * vectors * lanes];
   std::memcpy(stored, products, sizeof stored);
-  std::memcpy(bound, limit, sizeof bound);
-  report<keys, vectors * lanes>(s, stored, bound, some, query, tile * keys);
+  report<keys * vectors>(
+      s, stored, query, tile, [&](int v) { return limit[v % vectors]; },
+      [](int i) { return i / (vectors * lanes) << 8 | i % (vectors * lanes); });
+}
+
+// Floats as integers of the same order, and back.
+static inline vint in_order(vint bits) { return bits ^ ((bits >> 31) & 0x7fffffff); }
+
+// By bisection, all queries at once. As many groups as k reach the least of the maxima of k parts.
+static void kth_largest(const float* lows, int64_t count, int64_t k, float* result) {
+  for (int at = 0; at < query_tile; at += lanes) {
+    vfloat least = splat(__builtin_inff()), most = splat(-__builtin_inff());
+    for (int64_t part = 0; part < k; ++part) {
+      vfloat largest = splat(-__builtin_inff());
+      for (int64_t i = count * part / k; i < count * (part + 1) / k; ++i)
+        largest = larger(largest, load(lows + i * query_tile + at));
+      least = largest < least ? largest : least;
+      most = larger(most, largest);
+    }
+    vint low = in_order(reinterpret_cast<vint&>(least)), high = in_order(reinterpret_cast<vint&>(most));
+    // A thousandth is fine enough: bounds are coarser.
+    for (int step = 0; step < 32 && above(to_float(high - low), splat(0x1p13f)); ++step) {
+      const vint middle = (low & high) + ((low ^ high) >> 1), order = in_order(middle);
+      const vfloat bound = reinterpret_cast<const vfloat&>(order);
+      vint reached{};
+      for (int64_t i = 0; i < count; ++i) reached -= load(lows + i * query_tile + at) >= bound;
+      const vint enough = reached >= static_cast<int>(k);
+      low = enough ? middle : low;
+      high = enough ? high : middle;
+    }
+    const vint bits = in_order(low);
+    store(result + at, reinterpret_cast<const vfloat&>(bits));
+  }
+}
+
+// No upper bound of a group exceeds its largest lower bound by more than twice its slack.
+static int64_t visitors(const Screen& s, int32_t* list) {
+  KeyTile group = s.tiles[0];
+  for (int64_t tile = 1; tile < s.key_tiles; ++tile) {
+    if (s.tiles[tile].norm > group.norm) group.norm = s.tiles[tile].norm;
+    if (s.tiles[tile].residual > group.residual) group.residual = s.tiles[tile].residual;
+  }
+  int64_t count = 0;
+  for (int64_t query = 0; query < s.query_tiles * query_tile; query += lanes) {
+    const float* low = s.lows + query / query_tile * s.lows_stride + query % query_tile;
+    const vfloat upper = load(low) + splat(2) * slack(s, query, group);
+    uint64_t some = above(upper, load(s.threshold + query));
+#if defined(__AVX512F__)
+    const __m512i lane = _mm512_set_epi32(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0);
+    _mm512_storeu_si512(list + count,
+                        _mm512_maskz_compress_epi32(some, _mm512_add_epi32(lane, _mm512_set1_epi32(query))));
+    count += __builtin_popcountll(some);
+#else
+    for (; some; some &= some - 1) list[count++] = static_cast<int32_t>(query + __builtin_ctzll(some));
+#endif
+  }
+  return count;
 }
 
 }  // namespace OFA_ISA

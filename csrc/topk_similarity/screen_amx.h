@@ -51,25 +51,38 @@ static inline vint largest_of(const int32_t* products) {
   return larger(a, b);
 }
 
-// The branch is the only one of a tile: what passes is rare, and a mispredicted one would stop the multiplication.
 static inline void gate_tile(const Screen& s, const int32_t* products, int64_t query, int64_t tile) {
-  const vint largest[2] = {largest_of(products), largest_of(products + half_tile)};
   if (s.lows) {
-    store_lows(s, to_float(largest[0]), query, tile);
-    store_lows(s, to_float(largest[1]), query + 16, tile);
+    raise_lows(s, to_float(largest_of(products)), query, tile);
+    raise_lows(s, to_float(largest_of(products + half_tile)), query + 16, tile);
     return;
   }
-  const vint limit[2] = {whole_limits(s, query, s.tiles[tile]), whole_limits(s, query + 16, s.tiles[tile])};
-  uint64_t some = above(largest[0], limit[0]) | above(largest[1], limit[1]) << 16;
-  if (__builtin_expect(some == 0, 1)) return;
-  int32_t bound[query_tile];
-  std::memcpy(bound, limit, sizeof bound);
-  for (; some; some &= some - 1) {
-    const int i = __builtin_ctzll(some);
-    const int32_t* column = products + i / 16 * half_tile + i % 16;
-    s.hit(s.context, query + i, tile * key_tile,
-          column_above<16, 16>(column, bound[i]) | column_above<16, 16>(column + 2 * half_tile, bound[i]) << 16);
-  }
+  vint limit[2];
+  find_limits(s, query, s.tiles[tile], limit[0]);
+  find_limits(s, query + 16, s.tiles[tile], limit[1]);
+  if (!(above(largest_of(products), limit[0]) | above(largest_of(products + half_tile), limit[1]))) return;
+  report<4 * 16>(
+      s, products, query, tile, [&](int v) { return limit[v / 16 % 2]; },
+      [](int i) { return (i / 512 * 16 + i / 16 % 16) << 8 | (i / 256 % 2 * 16 + i % 16); });
+}
+
+// Words of 16 queries lie side by side.
+static void pack(const void* codes, const int32_t* which, int64_t count, int64_t depth, void* tile) {
+  const int64_t steps = (depth + step - 1) / step;
+  const int8_t* rows = static_cast<const int8_t*>(codes);
+  int8_t* out = static_cast<int8_t*>(tile);
+  for (int64_t t = 0; t < steps; ++t)
+    for (int first = 0; first < query_tile; first += 16, out += 16 * 64) {
+      __m512i row[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i)
+        row[i] = first + i >= count
+                     ? _mm512_setzero_si512()
+                     : _mm512_loadu_si512(rows + ((which ? which[first + i] : first + i) * steps + t) * step);
+      transpose(row);
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) _mm512_storeu_si512(out + i * 64, row[i]);
+    }
 }
 
 // The multiplication of a tile is under way while the products of the one before are compared.

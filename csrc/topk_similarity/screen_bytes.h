@@ -29,13 +29,6 @@ constexpr double rounding = 32 * 0x1p-24, rounding_per_term = 0;
 static inline int64_t padded(int64_t depth) { return (depth + 63) / 64 * 64; }
 static int64_t scratch_size(int64_t depth) { return (key_tile + 2) * padded(depth); }
 
-// A product exceeds a number where it exceeds the whole number below. No product lies outside the range of int32.
-static inline vint whole_limits(const Screen& s, int64_t query, const KeyTile& tile) {
-  __m512 limit = reinterpret_cast<__m512>(limits(s, query, tile));
-  limit = _mm512_max_ps(_mm512_min_ps(limit, _mm512_set1_ps(0x1.fffffep30f)), _mm512_set1_ps(-0x1p31f));
-  return reinterpret_cast<vint>(_mm512_cvt_roundps_epi32(limit, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
-}
-
 // A Hadamard transform of each register: four stages of sums and differences of numbers 1, 2, 4 and 8 lanes apart.
 static inline __m512 signs(__mmask16 negative) {
   return _mm512_mask_blend_ps(negative, _mm512_set1_ps(1.0f), _mm512_set1_ps(-1.0f));
@@ -132,10 +125,11 @@ static void encode_keys(const void* rows, Dtype dtype, int64_t count, int64_t de
 #endif
   for (int r = 0; r < key_tile; ++r) {
     int8_t* code = codes + r * row_stride;
-    if (r >= count || factor[r] == 0) {
+    const int64_t from = r < count ? r : 0;
+    if (factor[from] == 0) {
       for (int64_t d = 0; d < length; d += 4) std::memset(code + d / 64 * stride + d % 64, 0, 4);
     } else {
-      const float rest = round_to_bytes(turned + r * width, depth, *out.scale, code, stride);
+      const float rest = round_to_bytes(turned + from * width, depth, *out.scale, code, stride);
       if (rest > *out.residual) *out.residual = rest;
     }
   }
@@ -143,33 +137,22 @@ static void encode_keys(const void* rows, Dtype dtype, int64_t count, int64_t de
     for (int64_t i = 0; i < key_tile * length; ++i) codes[i] = static_cast<int8_t>(codes[i] ^ key_shift);
 }
 
-// Where word i (four codes) of query r lies: words of all queries (AMX: of sixteen) side by side.
-static inline int64_t place(int64_t i, int r) {
-#if defined(__AMX_INT8__)
-  return ((i / 16 * 2 + r / 16) * 16 + i % 16) * 64 + r % 16 * 4;
-#else
-  return (i * query_tile + r) * 4;
-#endif
-}
-
 static void encode_queries(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* factor,
                            const Encoded& out, float* scratch) {
-  const int64_t words = (depth + step - 1) / step * (step / 4);
+  const int64_t length = (depth + step - 1) / step * step;
   float *wide = scratch, *turned = scratch + padded(depth);
-  int8_t* code = reinterpret_cast<int8_t*>(scratch + 2 * padded(depth));
-  char* codes = static_cast<char*>(out.codes);
-  for (int r = 0; r < query_tile; ++r) {
+  int8_t* code = static_cast<int8_t*>(out.codes);
+  for (int64_t r = 0; r < count; ++r, code += length) {
     out.scale[r] = out.residual[r] = 0.0f;
     out.offset[r] = 0;
-    if (r >= count || factor[r] == 0) {
-      std::memset(code, 0, words * 4);
+    if (factor[r] == 0) {
+      for (int64_t d = 0; d < length; ++d) code[d] = 0;
     } else {
       out.scale[r] = scale_for(prepare(as_floats(rows, dtype, r, depth, wide), depth, factor[r], turned));
       out.residual[r] = round_to_bytes(turned, depth, out.scale[r], code, 64);
     }
-    for (int64_t i = 0; i < words; ++i) std::memcpy(codes + place(i, r), code + 4 * i, 4);
     if (key_shift)
-      for (int64_t d = 0; d < 4 * words; ++d) out.offset[r] -= key_shift * code[d];
+      for (int64_t d = 0; d < length; ++d) out.offset[r] -= key_shift * code[d];
   }
 }
 

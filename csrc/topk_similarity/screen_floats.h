@@ -23,23 +23,13 @@ constexpr double rounding = 16.5 * 0x1p-24, rounding_per_term = 1.01 * 0x1p-24; 
 
 static int64_t scratch_size(int64_t depth) { return 2 * depth; }
 
-static void encode(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* factor, int tile,
-                   float* codes, float* scratch) {
-  for (int r = 0; r < tile; ++r) {
-    if (r >= count || factor[r] == 0) {
-      for (int64_t d = 0; d < depth; ++d) codes[d * tile + r] = 0.0f;
-      continue;
-    }
-    const float* row = as_floats(rows, dtype, r, depth, scratch);
-    for (int64_t d = 0; d < depth; ++d) codes[d * tile + r] = static_cast<float>(row[d] * factor[r]);
-  }
-}
-
 static void encode_queries(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* factor,
                            const Encoded& out, float* scratch) {
-  encode(rows, dtype, count, depth, factor, query_tile, static_cast<float*>(out.codes), scratch);
-  for (int r = 0; r < query_tile; ++r) {
-    out.scale[r] = r >= count || factor[r] == 0 ? 0.0f : 1.0f;
+  float* codes = static_cast<float*>(out.codes);
+  for (int64_t r = 0; r < count; ++r) {
+    const float* row = as_floats(rows, dtype, r, depth, scratch);
+    for (int64_t d = 0; d < depth; ++d) codes[r * depth + d] = static_cast<float>(row[d] * factor[r]);
+    out.scale[r] = factor[r] == 0 ? 0.0f : 1.0f;
     out.residual[r] = 0.0f;
     out.offset[r] = 0;
   }
@@ -47,9 +37,23 @@ static void encode_queries(const void* rows, Dtype dtype, int64_t count, int64_t
 
 static void encode_keys(const void* rows, Dtype dtype, int64_t count, int64_t depth, const double* factor,
                         const Encoded& out, float* scratch) {
-  encode(rows, dtype, count, depth, factor, key_tile, static_cast<float*>(out.codes), scratch);
+  float* codes = static_cast<float*>(out.codes);
+  for (int r = 0; r < key_tile; ++r) {
+    const int64_t from = r < count ? r : 0;
+    const float* row = as_floats(rows, dtype, from, depth, scratch);
+    for (int64_t d = 0; d < depth; ++d) codes[d * key_tile + r] = static_cast<float>(row[d] * factor[from]);
+  }
   *out.scale = 1.0f;
   *out.residual = 0.0f;
+}
+
+static void pack(const void* codes, const int32_t* which, int64_t count, int64_t depth, void* tile) {
+  const float* rows = static_cast<const float*>(codes);
+  float* out = static_cast<float*>(tile);
+  for (int r = 0; r < query_tile; ++r) {
+    const float* row = rows + (which && r < count ? which[r] : r) * depth;
+    for (int64_t d = 0; d < depth; ++d) out[d * query_tile + r] = r < count ? row[d] : 0.0f;
+  }
 }
 
 static inline void screen_tile(const Screen& s, const float* queries, const float* keys, int64_t query, int64_t tile) {
@@ -65,8 +69,7 @@ static inline void screen_tile(const Screen& s, const float* queries, const floa
       sum[i][1] += value * query1;
     }
   }
-  const vfloat limit[2] = {limits(s, query, s.tiles[tile]), limits(s, query + lanes, s.tiles[tile])};
-  gate<key_tile, 2, vfloat, float>(s, sum, limit, query, tile);
+  gate<key_tile, 2, vfloat, float>(s, sum, query, tile);
 }
 
 static void screen(const Screen& s) {

@@ -10,7 +10,8 @@ namespace ofa {
 namespace OFA_ISA {
 
 extern const TopkScreen topk_screen = {query_tile,        key_tile,       step,        sizeof(Code), rounding,
-                                       rounding_per_term, encode_queries, encode_keys, screen,       scratch_size};
+                                       rounding_per_term, encode_queries, encode_keys, pack,         screen,
+                                       kth_largest,       visitors,       scratch_size};
 
 }  // namespace OFA_ISA
 }  // namespace ofa

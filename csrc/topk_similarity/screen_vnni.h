@@ -27,10 +27,18 @@ static inline void screen_tile(const Screen& s, const int8_t* queries, const int
         sum[i][j] = reinterpret_cast<vint>(_mm512_dpbusd_epi32(reinterpret_cast<__m512i>(sum[i][j]), key, value[j]));
     }
   }
-  vint limit[vectors];
-#pragma GCC unroll 4
-  for (int j = 0; j < vectors; ++j) limit[j] = whole_limits(s, query + j * lanes, s.tiles[tile]);
-  gate<key_tile, vectors, vint, int32_t>(s, sum, limit, query, tile);
+  gate<key_tile, vectors, vint, int32_t>(s, sum, query, tile);
+}
+
+// Words of all queries lie side by side.
+static void pack(const void* codes, const int32_t* which, int64_t count, int64_t depth, void* tile) {
+  const int64_t words = (depth + step - 1) / step;
+  const int32_t* rows = static_cast<const int32_t*>(codes);
+  int32_t* out = static_cast<int32_t*>(tile);
+  for (int r = 0; r < query_tile; ++r) {
+    const int32_t* row = rows + (which && r < count ? which[r] : r) * words;
+    for (int64_t i = 0; i < words; ++i) out[i * query_tile + r] = r < count ? row[i] : 0;
+  }
 }
 
 static void screen(const Screen& s) {
