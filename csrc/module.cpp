@@ -5,6 +5,7 @@
 #include "factorized_cross_entropy/factorized_cross_entropy.h"
 #include "factorized_embedding/factorized_embedding.h"
 #include "isa.h"
+#include "subword_sums.h"
 #include "tensor.h"
 #include "topk_similarity/topk_similarity.h"
 #include "truncated_svd/truncated_svd.h"
@@ -54,6 +55,7 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("isa", [] { return ofa::isa_names[static_cast<int>(ofa::isa())]; });
   module.def("best_isa", [] { return ofa::isa_names[static_cast<int>(ofa::best_isa())]; });
   module.def("set_isa", &ofa::set_isa, py::arg("name"));
+  module.def("subword_sums_add", &ofa::subword_sums::add, release());
   module.def("vector_text_find_lines", &ofa::vector_text::find_lines, release());
   module.def("vector_text_parse", &ofa::vector_text::parse, release());
 #else

@@ -16,7 +16,7 @@ def run(args) -> None:
     config = AutoConfig.from_pretrained(args.source)
     source_tokenizer = AutoTokenizer.from_pretrained(args.source)
     target_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    vectors = WordVectors.load(args.vectors, language=args.language)
+    vectors = WordVectors.load(args.vectors, language=args.language) if args.vectors else None
     _print_plan(args, config, (source_tokenizer, target_tokenizer), vectors)
     if args.dry_run:
         return
@@ -34,6 +34,7 @@ def run(args) -> None:
             neighbors=args.neighbors,
             temperature=args.temperature,
             method=args.method,
+            weighting=args.weighting,
             seed=args.seed,
             parity=args.parity,
             source_bias=None if head is None else getattr(head, "bias", None),

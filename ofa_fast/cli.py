@@ -190,9 +190,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--vectors",
         type=Path,
-        required=True,
         metavar="FILE",
-        help="aligned word vectors of both vocabularies' languages",
+        help="aligned word vectors of both vocabularies' languages; mean, gaussian and random need none",
     )
     add("--language", help="ISO 639-3 code of all words, where the vectors carry none")
     add(
@@ -209,9 +208,11 @@ def _parser() -> argparse.ArgumentParser:
         metavar="R,...",
         help="ranks of the table; 'full' keeps it dense (default: 100)",
     )
-    add("--method", choices=("ofa", "random"), default="ofa", help="random is the baseline (default: ofa)")
-    add("--neighbors", type=_positive, default=10, help="source subwords that make up a new one (default: 10)")
-    add("--temperature", type=float, default=0.1, help="of the softmax over their similarities (default: 0.1)")
+    methods = ("ofa", "wechsel", "focus", "mean", "gaussian", "random")
+    add("--method", choices=methods, default="ofa", help="ofa, or one of its rivals (default: ofa)")
+    add("--neighbors", type=_positive, help="source subwords that make up a new one (default: 10; focus: 256)")
+    add("--temperature", type=float, help="of the softmax over their similarities (default: 0.1; focus: 1)")
+    add("--weighting", choices=("softmax", "sparsemax"), help="of the similarities (default: the method's own)")
     add("--seed", type=int, default=114514, help="of the random rows (default: 114514)")
     add("--parity", action="store_true", help="reproduce the published implementation, its quirks included")
     add(

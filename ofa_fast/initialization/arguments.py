@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-METHODS = ("ofa", "random")
+from ofa_fast.initialization.methods import METHODS, WEIGHTINGS, Method
 
 
 def ranks_of(rank) -> list[int | None]:
@@ -33,11 +34,22 @@ def fitting_rank(rank: int | None, size: int, dim: int) -> int | None:
     return operator.index(rank)
 
 
-def check_options(neighbors, temperature, method, word_vectors, seed) -> None:
+def method_of(method, neighbors, temperature, weighting, word_vectors, seed, parity) -> Method:
+    """The method with its own neighbours, temperature and weighting where none are given."""
     if method not in METHODS:
         raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if method == "ofa" and word_vectors is None:
-        raise ValueError('word_vectors is None: method="ofa" needs word vectors; method="random" does without')
+    if parity and method not in ("ofa", "random"):
+        raise ValueError(
+            f'parity=True takes the methods of the published implementation, ofa and random, got "{method}"'
+        )
+    if weighting not in (None, *WEIGHTINGS):
+        raise ValueError(f"weighting must be one of {', '.join(WEIGHTINGS)}, got {weighting!r}")
+    chosen = METHODS[method]
+    if chosen.keys and word_vectors is None:
+        without = ", ".join(name for name, other in METHODS.items() if not other.keys)
+        raise ValueError(f'word_vectors is None: method="{method}" needs word vectors; {without} do without')
+    neighbors = chosen.neighbors if neighbors is None else neighbors
+    temperature = chosen.temperature if temperature is None else temperature
     for name, value in (("neighbors", neighbors), ("seed", seed)):
         if isinstance(value, bool) or not hasattr(value, "__index__"):
             raise TypeError(f"{name} must be an integer, got {value!r}")
@@ -47,6 +59,9 @@ def check_options(neighbors, temperature, method, word_vectors, seed) -> None:
         raise ValueError(f"seed must lie in [0, 2**32), got {seed}")
     if not (temperature > 0 and np.isfinite(temperature)):
         raise ValueError(f"temperature must be above 0 and finite, got {temperature}")
+    return replace(
+        chosen, neighbors=int(neighbors), temperature=float(temperature), weighting=weighting or chosen.weighting
+    )
 
 
 def language_codes(languages: Iterable[str] | None) -> set[str] | None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
 from ofa_fast.initialization import arguments, report, tokenization
 from ofa_fast.initialization.matching import Vocabulary, match, match_vocabularies, read_vocabulary
+from ofa_fast.initialization.methods import weigh
 from ofa_fast.initialization.neighbors import nearest
 from ofa_fast.initialization.result import COPIED, ORIGINS, RANDOM, SIMILAR, Initialization
-from ofa_fast.initialization.rows import softmax_weights
 from ofa_fast.initialization.rows import target_rows as make_rows
 from ofa_fast.initialization.subwords import covered_subwords, subword_vectors
 from ofa_fast.ops import truncated_svd
@@ -23,8 +24,8 @@ def initialize(
     target_tokenizer,
     word_vectors,
     rank: int | Sequence[int | None] | None = 100,
-    neighbors: int = 10,
-    temperature: float = 0.1,
+    neighbors: int | None = None,
+    temperature: float | None = None,
     method: str = "ofa",
     seed: int = 114514,
     parity: bool = False,
@@ -32,6 +33,7 @@ def initialize(
     target_rows: int | None = None,
     source_languages: Iterable[str] | None = None,
     target_languages: Iterable[str] | None = None,
+    weighting: str | None = None,
     progress: bool = False,
 ) -> Initialization | list[Initialization]:
     """Initialise a table for ``target_tokenizer`` from the table of ``source_tokenizer``.
@@ -48,16 +50,20 @@ def initialize(
         source_embeddings: [Vs, D], floating point, at least a row for every source token (more: padding, ignored).
             The heavy steps run on its device. At full rank ``source_coordinates`` may share its memory.
         source_tokenizer, target_tokenizer: Hugging Face tokenizers.
-        word_vectors: ``WordVectors``; None will do for ``method="random"``.
+        word_vectors: ``WordVectors``; None will do for methods that compare nothing.
         rank: R; None or D for no factorisation; or a list of these, which share one SVD and one neighbour search.
-        neighbors: k. With fewer source subwords that have a vector, the rest is padded.
-        temperature: of the softmax, above 0.
-        method: "ofa", or "random", the paper's baseline: every row that is not copied is random.
+        neighbors: k, by default 10 ("focus": 256). With fewer source subwords that have a vector, the rest is padded.
+        temperature: of the softmax, above 0, by default 0.1 ("focus": 1).
+        method: "ofa" as above, or one of its rivals. "wechsel" copies special tokens only. "focus" mixes the rows of
+            copied tokens alone, by the cosines of the target's subword vectors and sparsemax. Without word vectors,
+            every row that is not copied is the source's mean row ("mean"), drawn from N(mean, covariance) ("gaussian"),
+            or from N(mean, std) of each column ("random", the paper's baseline). docs/initialization.md has the table.
         seed: of the random rows. A row depends on the seed, its id and R, not on the other rows.
         parity: reproduce the published implementation, its quirks included (docs/initialization.md lists them).
         source_bias: [Vs], the bias of the source's output head; moved with its token unless ``parity``.
         target_rows: rows of the new table, at least the tokenizer's; the rest is padding and random.
         source_languages, target_languages: ISO 639-3 codes; count only words of these languages.
+        weighting: of the neighbours, "softmax" or "sparsemax"; by default the method's own.
         progress: show progress bars.
 
     Returns:
@@ -68,17 +74,18 @@ def initialize(
 
     Peak extra memory, the results not counted: 12 Vt d + 4 Vs d bytes for the subword vectors, 4 Vs max(R) for the SVD.
 
-    Source: Liu et al. 2024 (arXiv 2311.08849), section 3.
+    Sources: Liu et al. 2024 (arXiv 2311.08849), section 3; those of the rivals are named in ``methods.METHODS``.
     """
     ranks = arguments.ranks_of(rank)
-    arguments.check_options(neighbors, temperature, method, word_vectors, seed)
+    how = arguments.method_of(method, neighbors, temperature, weighting, word_vectors, seed, parity)
     languages = arguments.language_codes(source_languages), arguments.language_codes(target_languages)
     seconds: dict[str, float] = {}
     with report.timed(seconds, "matching"):
         source, target = _vocabularies(source_tokenizer, target_tokenizer, parity)
         rows = arguments.check_target_rows(target_rows, len(target.tokens))
         sources = torch.full((rows,), -1)
-        sources[: len(target.tokens)] = torch.from_numpy(_match(source, target, parity))
+        matches = torch.from_numpy(_match(source, target, parity))
+        sources[: len(matches)] = matches if how.copies == "all" else _special_only(matches, target_tokenizer)
     with report.timed(seconds, "checks"):
         table = arguments.source_table(source_embeddings, len(source.tokens), parity)
         ranks = [arguments.fitting_rank(r, *table.shape) for r in ranks]
@@ -86,39 +93,38 @@ def initialize(
 
     origin = torch.full((rows,), RANDOM, dtype=torch.uint8)
     origin[sources >= 0] = COPIED
-    found = torch.full((rows, neighbors), -1)
-    weights = torch.zeros(rows, neighbors)
+    found = torch.full((rows, how.neighbors), -1)
+    weights = torch.zeros(rows, how.neighbors)
     counts = {"source_tokens": len(source_tokenizer), "target_tokens": len(target_tokenizer)}
-    if method == "ofa":
+    if how.keys:
         with report.timed(seconds, "subword_vectors"):
-            source_vectors, target_vectors = (
-                torch.from_numpy(
-                    subword_vectors(
-                        tokenizer, word_vectors, languages=codes, parity=parity, progress=progress, name=name
-                    )
-                )
-                for tokenizer, codes, name in zip(
-                    (source_tokenizer, target_tokenizer), languages, ("Source vectors", "Target vectors"), strict=True
-                )
-            )
+            vectors = partial(subword_vectors, word_vectors=word_vectors, parity=parity, progress=progress)
+            target_vectors = torch.from_numpy(vectors(target_tokenizer, languages=languages[1], name="Target vectors"))
+            queries = target_vectors.ne(0).any(1)
+            counts["target_tokens_with_vector"] = int(queries.sum())
+            if how.keys == "source":
+                key_vectors = torch.from_numpy(vectors(source_tokenizer, languages=languages[0], name="Source vectors"))
+                key_rows = torch.arange(len(key_vectors))
+                counts["source_tokens_with_vector"] = int(key_vectors.ne(0).any(1).sum())
+            else:
+                copied = (queries & (sources[: len(queries)] >= 0)).nonzero().flatten()
+                key_vectors, key_rows = target_vectors[copied], sources[copied]
         with report.timed(seconds, "neighbor_search"):
-            keys, queries = source_vectors.ne(0).any(1), target_vectors.ne(0).any(1)
-            counts |= {"source_tokens_with_vector": int(keys.sum()), "target_tokens_with_vector": int(queries.sum())}
             # The published search ranks sources without a vector too, with cosine 0.
-            keys = torch.arange(len(keys)) if parity else keys.nonzero().flatten()
+            keys = torch.ones(len(key_vectors), dtype=torch.bool) if parity else key_vectors.ne(0).any(1)
             queries = (queries & (sources[: len(queries)] < 0)).nonzero().flatten()
-            if len(keys):
+            if keys.any():
                 scores, among = nearest(
                     target_vectors[queries].to(table.device),
-                    source_vectors[keys].to(table.device),
-                    neighbors,
+                    key_vectors[keys].to(table.device),
+                    how.neighbors,
                     published=parity,
                     progress=progress,
                 )
                 origin[queries] = SIMILAR
-                found[queries] = torch.where(among >= 0, keys[among.clamp_min(0)], -1)
-                weights[queries] = softmax_weights(scores, temperature)
-            del source_vectors, target_vectors
+                found[queries] = torch.where(among >= 0, key_rows[keys][among.clamp_min(0)], -1)
+                weights[queries] = weigh(scores, how.temperature, how.weighting)
+            del key_vectors, target_vectors
 
     with report.timed(seconds, "svd"):
         factors = _factorize(table, ranks)
@@ -128,8 +134,9 @@ def initialize(
         shared = {
             "method": method,
             "parity": parity,
-            "neighbors": int(neighbors),
-            "temperature": float(temperature),
+            "neighbors": how.neighbors,
+            "temperature": how.temperature,
+            "weighting": how.weighting,
             "seed": int(seed),
             "counts": counts,
             "scripts": report.coverage(target.texts, origin.numpy()),
@@ -138,7 +145,7 @@ def initialize(
                 "source_embeddings": report.array_sha256(table),
                 "source_tokenizer": tokenization.sha256(source_tokenizer),
                 "target_tokenizer": tokenization.sha256(target_tokenizer),
-                "word_vectors": None if method == "random" else report.word_vectors_sha256(word_vectors),
+                "word_vectors": None if how.keys is None else report.word_vectors_sha256(word_vectors),
             },
         }
 
@@ -148,9 +155,9 @@ def initialize(
         with report.timed(spent, "rows"):
             coordinates, basis, explained = factors[r]
             provenance = origin.clone(), sources.clone(), found.clone(), weights.clone()
-            new_rows = make_rows(coordinates, *provenance, seed, parity)
+            new_rows = make_rows(coordinates, *provenance, "published" if parity else how.rest, seed)
             # Random rows get the mean bias, not a draw: a random bias would favour some tokens from the first step on.
-            new_bias = None if bias is None else make_rows(bias[:, None], *provenance, seed=None)[:, 0].contiguous()
+            new_bias = None if bias is None else make_rows(bias[:, None], *provenance, "mean")[:, 0].contiguous()
         of_rank = {
             "rank": coordinates.shape[1],
             "factorized": basis is not None,
@@ -180,7 +187,7 @@ def plan(
     target_tokenizer,
     word_vectors,
     rank: int | Sequence[int | None] | None = 100,
-    neighbors: int = 10,
+    neighbors: int | None = None,
     method: str = "ofa",
     parity: bool = False,
     target_rows: int | None = None,
@@ -200,7 +207,7 @@ def plan(
         ``peak`` (the inputs, and what ``initialize`` holds at its largest stage) and ``results``.
     """
     ranks = arguments.ranks_of(rank)
-    arguments.check_options(neighbors, 1.0, method, word_vectors, 0)
+    how = arguments.method_of(method, neighbors, None, None, word_vectors, 0, parity)
     source, target = _vocabularies(source_tokenizer, target_tokenizer, parity)
     rows = arguments.check_target_rows(target_rows, len(target.tokens))
     size, dim = len(source.tokens), source_shape[1]
@@ -208,14 +215,17 @@ def plan(
     ranks = [arguments.fitting_rank(r, size, dim) for r in ranks]
     origin = np.full(rows, RANDOM)
     words, width = 0, 0
-    if method == "ofa":
+    if how.keys:
         codes = arguments.language_codes(target_languages)
         covered = covered_subwords(target_tokenizer, word_vectors, languages=codes, parity=parity, progress=progress)
         origin[: len(covered)][covered] = SIMILAR
         words, width = word_vectors.vectors.nbytes, word_vectors.vectors.shape[1]
-    origin[: len(target.tokens)][_match(source, target, parity) >= 0] = COPIED
+    matches = _match(source, target, parity)
+    if how.copies == "special":
+        matches = _special_only(matches, target_tokenizer)
+    origin[: len(target.tokens)][matches >= 0] = COPIED
     widths = [r or dim for r in ranks]
-    results = sum(4 * (rows + size) * w + rows * (9 + 12 * neighbors) for w in widths)
+    results = sum(4 * (rows + size) * w + rows * (9 + 12 * how.neighbors) for w in widths)
     # A chunk of words with its encodings takes about 128 MiB, a token and its text about 128 bytes.
     vectors = (12 * len(target.tokens) + 4 * size) * width + (2**27 if words else 0)
     texts = 128 * (len(target.tokens) + size)
@@ -243,6 +253,14 @@ def _vocabularies(source_tokenizer, target_tokenizer, parity: bool) -> tuple[Voc
 
 def _match(source: Vocabulary, target: Vocabulary, parity: bool) -> np.ndarray:
     return match_vocabularies(source.tokenizer, target.tokenizer, parity=True) if parity else match(source, target)
+
+
+def _special_only(matches: np.ndarray | torch.Tensor, tokenizer) -> np.ndarray | torch.Tensor:
+    special = list(tokenization.special_ids(tokenizer))
+    kept = matches[special]
+    matches[:] = -1
+    matches[special] = kept
+    return matches
 
 
 def _factorize(

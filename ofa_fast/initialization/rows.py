@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch.nn import functional
@@ -11,21 +13,16 @@ from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
 ROWS_PER_STREAM = 1024
 
 
-def softmax_weights(scores: torch.Tensor, temperature: float) -> torch.Tensor:
-    """softmax(scores / temperature) over the neighbours, float32; padding has weight 0, as does a row of padding."""
-    return torch.softmax(scores / temperature, dim=1).nan_to_num_(0.0).float()
-
-
 def target_rows(
     table: torch.Tensor,
     origin: torch.Tensor,
     sources: torch.Tensor,
     neighbors: torch.Tensor,
     weights: torch.Tensor,
-    seed: int | None,
-    parity: bool = False,
+    rest: str,
+    seed: int = 0,
 ) -> torch.Tensor:
-    """[Vt, R] from ``table`` [Vs, R]: random rows drawn with ``seed``, or all the mean row where that is None.
+    """[Vt, R] from ``table`` [Vs, R]; random rows as ``DRAWS[rest]`` makes them.
 
     A similar row is ``(weights[:, :, None] * table[neighbors]).sum(1)``, without the [n, k, R] product.
     """
@@ -40,26 +37,46 @@ def target_rows(
             mode="sum",
         ).cpu()
     if len(random):
-        if seed is None:
-            out[random] = table.double().mean(0).float().cpu()
-        else:
-            (_draw_published if parity else _draw)(out, random, table, seed)
+        DRAWS[rest](out, random, table, seed)
     return out
 
 
-def _draw(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
-    """Rows ``random`` of N(mean, population std); a stream for each block of 1,024 rows, so none waits for another."""
+def _mean(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
+    out[random] = table.double().mean(0).float().cpu()
+
+
+def _gaussian(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
+    """N(mean, covariance): z L with L = diag(√λ) Qᵀ, where Q diag(λ) Qᵀ is the population covariance."""
+    values = table.double()
+    values, vectors = torch.linalg.eigh(torch.cov(values.T, correction=0).reshape(values.shape[1], -1))
+    root = (values.clamp_min(0).sqrt()[:, None] * vectors.T).float().cpu().numpy()
+    mean = table.double().mean(0).float().cpu().numpy()
+    for rows, within, normal in _streams(random, table.shape[1], seed):
+        out.numpy()[rows] = (normal @ root + mean)[within]
+
+
+def _normal(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
+    """N(mean, population std), column by column."""
     mean, std = (t.float().cpu().numpy() for t in (table.double().mean(0), table.double().std(0, correction=0)))
-    random, target = random.numpy(), out.numpy()
+    for rows, within, normal in _streams(random, table.shape[1], seed):
+        out.numpy()[rows] = (normal * std + mean)[within]
+
+
+def _streams(random: torch.Tensor, width: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """A stream of normal numbers for each block of 1,024 rows, so that none waits for another."""
+    random = random.numpy()
     blocks, starts = np.unique(random // ROWS_PER_STREAM, return_index=True)
-    normal = np.empty((ROWS_PER_STREAM, table.shape[1]), dtype=np.float32)
+    normal = np.empty((ROWS_PER_STREAM, width), dtype=np.float32)
     for block, rows in zip(blocks.tolist(), np.split(random, starts[1:]), strict=True):
         np.random.default_rng([seed, block]).standard_normal(dtype=np.float32, out=normal)
-        target[rows] = (normal * std + mean)[rows % ROWS_PER_STREAM]
+        yield rows, rows % ROWS_PER_STREAM, normal
 
 
-def _draw_published(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
+def _published(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
     values = table.numpy()
     # float32 sums of float32 columns, as published: rows are to be equal, not only close.
     draws = np.random.RandomState(seed).normal(values.mean(0), values.std(0), tuple(out.shape))
     out[random] = torch.from_numpy(draws[random.numpy()]).float()
+
+
+DRAWS = {"normal": _normal, "gaussian": _gaussian, "mean": _mean, "published": _published}

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
-from torch.nn import functional
 from tqdm.auto import tqdm
 
+from ofa_fast import _native
 from ofa_fast.initialization import tokenization
 
 WORDS_PER_CHUNK = 16_384
@@ -17,14 +18,13 @@ WORDS_PER_CHUNK = 16_384
 
 @dataclass
 class _Chunk:
-    """Occurrences of subwords in a chunk of W distinct words, sorted by subword, then word."""
+    """The subwords in the spellings of a chunk of W distinct words."""
 
     rows: np.ndarray  # rows of the word vectors, those of one distinct word next to each other
-    row_starts: np.ndarray  # [W] where each distinct word's rows begin
-    subwords: np.ndarray  # [S] the distinct subwords, ascending
-    starts: np.ndarray  # [S] where each subword's occurrences begin
-    words: np.ndarray  # [P] the distinct word, 0 <= word < W, of an occurrence
-    counts: np.ndarray  # [P] in how many of the word's spellings
+    row_starts: np.ndarray  # [W + 1] where each distinct word's rows begin
+    ids: np.ndarray  # the subwords of each spelling of each word
+    id_starts: np.ndarray  # [T + 1] where each spelling's subwords begin
+    text_starts: np.ndarray  # [W + 1] where each word's spellings begin
 
 
 def spellings(word: str) -> tuple[str, ...]:
@@ -41,7 +41,12 @@ def _spellings_for(tokenizer) -> Callable[[str], tuple[str, ...]]:
     for i in (0, 2):
         if tokenization.tells_apart(tokenizer, lambda word: spellings(word)[1], lambda word, i=i: spellings(word)[i]):
             kept.append(i)
-    return lambda word: tuple(spellings(word)[i] for i in kept)
+
+    def texts(word: str) -> tuple[str, ...]:
+        every = spellings(word)
+        return tuple(dict.fromkeys(every[i] for i in kept))
+
+    return texts
 
 
 def published_spellings(word: str) -> tuple[str, ...]:
@@ -99,40 +104,18 @@ def _occurrences(
     texts_of = published_spellings if parity else _spellings_for(tokenizer)
     index = list(index)
     tokenization.warn_if_slow(tokenizer, 3 * len(index))
-    with tokenization.whole_texts(tokenizer), tqdm(total=len(index), desc=name, disable=not progress) as bar:
+    encode = tokenization.batch_encoder(tokenizer)
+    with tqdm(total=len(index), desc=name, disable=not progress) as bar:
         for begin in range(0, len(index), WORDS_PER_CHUNK):
             end = min(begin + WORDS_PER_CHUNK, len(index))
-            yield _chunk(tokenizer, index[begin:end], texts_of, rows, row_starts[begin : end + 1])
+            texts = list(map(texts_of, index[begin:end]))
+            text_starts = np.zeros(len(texts) + 1, dtype=np.int64)
+            np.cumsum(list(map(len, texts)), out=text_starts[1:])
+            bounds = row_starts[begin : end + 1]
+            yield _Chunk(
+                rows[bounds[0] : bounds[-1]], bounds - bounds[0], *encode(list(chain.from_iterable(texts))), text_starts
+            )
             bar.update(end - begin)
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[i], starts[i] + 1, ..., ``lengths[i]`` of them, for one i after the other."""
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(starts, lengths) + within
-
-
-def _chunk(tokenizer, words, texts_of, rows, row_starts) -> _Chunk:
-    texts: dict[str, int] = {}
-    text_of = np.array([texts.setdefault(text, len(texts)) for word in words for text in texts_of(word)])
-    word_of = np.repeat(np.arange(len(words)), len(text_of) // len(words))
-    ids, offsets = tokenization.encode(tokenizer, list(texts))
-    # Every (text, subword) once, then spread over the words that have the text.
-    base = int(ids.max(initial=0)) + 1
-    pairs = np.unique(np.repeat(np.arange(len(texts)), np.diff(offsets)) * base + ids)
-    ids, starts = pairs % base, np.searchsorted(pairs, np.arange(len(texts) + 1) * base)
-    lengths = np.diff(starts)[text_of]
-    ids = ids[_ranges(starts[text_of], lengths)]
-    pairs, counts = np.unique(ids * len(words) + np.repeat(word_of, lengths), return_counts=True)
-    subwords, starts = np.unique(pairs // len(words), return_index=True)
-    return _Chunk(
-        rows[row_starts[0] : row_starts[-1]],
-        row_starts[:-1] - row_starts[0],
-        subwords,
-        starts,
-        pairs % len(words),
-        counts,
-    )
 
 
 def covered_subwords(tokenizer, word_vectors, *, languages=None, parity=False, progress=False) -> np.ndarray:
@@ -140,7 +123,7 @@ def covered_subwords(tokenizer, word_vectors, *, languages=None, parity=False, p
     _checked(word_vectors)
     covered = np.zeros(len(tokenization.tokens_by_id(tokenizer)), dtype=bool)
     for chunk in _occurrences(tokenizer, word_vectors, languages, parity, progress, "Tokenising words"):
-        covered[chunk.subwords] = True
+        covered[chunk.ids] = True
     if not parity:
         covered[list(tokenization.special_ids(tokenizer))] = False
     return covered
@@ -179,19 +162,41 @@ def subword_vectors(
     chunks = _occurrences(tokenizer, word_vectors, languages, parity, progress, name)
     if parity:
         return _published_means(chunks, vectors, size)
-    sums, totals = np.zeros((size, dim)), np.zeros(size)
+    sums, totals = torch.zeros(size, dim, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
     for chunk in chunks:
-        values = np.asarray(vectors[chunk.rows], dtype=np.float64)
-        sizes = np.diff(chunk.row_starts, append=len(chunk.rows))
-        if len(chunk.row_starts) < len(chunk.rows):
-            values = np.add.reduceat(values, chunk.row_starts)
-        sums[chunk.subwords] += functional.embedding_bag(
-            torch.from_numpy(chunk.words), torch.from_numpy(values), torch.from_numpy(chunk.starts), mode="sum"
-        ).numpy()
-        totals[chunk.subwords] += np.add.reduceat(sizes[chunk.words], chunk.starts)
+        _add(chunk, torch.from_numpy(np.asarray(vectors[chunk.rows], dtype=np.float32)), sums, totals)
+    sums, totals = sums.numpy(), totals.numpy()
     sums[list(tokenization.special_ids(tokenizer))] = 0.0
     sums /= np.maximum(totals, 1)[:, None]
     return sums.astype(np.float32)
+
+
+def _add(chunk: _Chunk, vectors: torch.Tensor, sums: torch.Tensor, totals: torch.Tensor) -> None:
+    """Add the vectors of each word to the sums of the subwords in its spellings, each subword once."""
+    if _native.cpu is not None:
+        starts = torch.from_numpy(chunk.id_starts[chunk.text_starts]), torch.from_numpy(chunk.row_starts)
+        ids, threads = torch.from_numpy(chunk.ids), torch.get_num_threads()
+        _native.cpu.subword_sums_add(ids, starts[0], vectors, starts[1], sums, totals, threads)
+        return
+    subword, word, _ = _occurrences_of(chunk)
+    words = np.add.reduceat(vectors.double().numpy(), chunk.row_starts[:-1])
+    np.add.at(sums.numpy(), subword, words[word])
+    np.add.at(totals.numpy(), subword, np.diff(chunk.row_starts)[word])
+
+
+def _occurrences_of(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each subword and word in whose spellings it occurs, sorted by subword, then word; and in how many of them."""
+    texts, words = len(chunk.id_starts) - 1, len(chunk.row_starts) - 1
+    in_text = np.unique(np.stack([chunk.ids, np.repeat(np.arange(texts), np.diff(chunk.id_starts))]), axis=1)
+    word_of = np.repeat(np.arange(words), np.diff(chunk.text_starts))
+    (subword, word), counts = np.unique(np.stack([in_text[0], word_of[in_text[1]]]), axis=1, return_counts=True)
+    return subword, word, counts
+
+
+def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """starts[i], starts[i] + 1, ..., ``lengths[i]`` of them, for one i after the other."""
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(starts, lengths) + within
 
 
 def _published_means(chunks: Iterator[_Chunk], vectors: np.ndarray, size: int) -> np.ndarray:
@@ -201,11 +206,11 @@ def _published_means(chunks: Iterator[_Chunk], vectors: np.ndarray, size: int) -
     """
     occurrences = [np.empty(0, dtype=np.int64)]
     for chunk in chunks:
-        sizes = np.diff(chunk.row_starts, append=len(chunk.rows))[chunk.words]
-        subwords = np.repeat(chunk.subwords, np.diff(chunk.starts, append=len(chunk.words)))
-        rows = chunk.rows[_ranges(chunk.row_starts[chunk.words], sizes)]
+        subwords, words, counts = _occurrences_of(chunk)
+        sizes = np.diff(chunk.row_starts)[words]
+        rows = chunk.rows[_ranges(chunk.row_starts[words], sizes)]
         pairs = np.repeat(subwords, sizes) * len(vectors) + rows
-        occurrences.append(np.repeat(pairs, np.repeat(chunk.counts, sizes)))
+        occurrences.append(np.repeat(pairs, np.repeat(counts, sizes)))
     subwords, rows = np.divmod(np.sort(np.concatenate(occurrences)), len(vectors))
     subwords, starts = np.unique(subwords, return_index=True)
     means = np.zeros((size, vectors.shape[1]))

@@ -10,7 +10,9 @@ from contextlib import contextmanager
 from itertools import chain
 
 import numpy as np
+from tokenizers import AddedToken, Tokenizer
 
+TEXTS_PER_BATCH = 64
 _PROBES = ("water", "ὕδωρ", "вода", "ջուր", "पानी", "水", "su2", "l'eau", "x-y")
 
 
@@ -56,16 +58,42 @@ def whole_texts(tokenizer) -> Iterator[None]:
             backend.enable_padding(**padding)
 
 
-def encode(tokenizer, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of ``texts`` without special tokens: all ids in a row, int64, and [len(texts) + 1] offsets into them.
+def batch_encoder(tokenizer) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
+    """A function of texts: their ids without special tokens in a row, int64, and [len(texts) + 1] offsets into them.
 
-    A Rust tokenizer takes the whole batch on all its threads; call inside ``whole_texts``.
+    A Rust tokenizer takes batches on all its threads. Most of its time on a single word is not spent on the word, so
+    many are joined by a token of their own, at which it cuts text before it does anything else. Where that changes
+    what is found in a few probes, each text goes alone.
     """
-    if is_rust(tokenizer):
-        encodings = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        ids = [encoding.ids for encoding in encodings]
-    else:
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    if not is_rust(tokenizer):
+        return lambda texts: _flat(tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else [])
+    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
+    backend.no_truncation()
+    backend.no_padding()
+
+    def alone(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        return _flat([encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)])
+
+    separator = "\u0091ofa-fast\u0092"
+    backend.add_special_tokens([AddedToken(separator, normalized=False, special=True)])
+    separator_id = backend.token_to_id(separator)
+
+    def joined(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        batches = [separator.join([*texts[i : i + TEXTS_PER_BATCH], ""]) for i in range(0, len(texts), TEXTS_PER_BATCH)]
+        ids, _ = alone(batches)
+        ends = np.flatnonzero(ids == separator_id)
+        if len(ends) != len(texts):  # a text holds the separator
+            return alone(texts)
+        offsets = np.zeros(len(texts) + 1, dtype=np.int64)
+        offsets[1:] = ends - np.arange(len(ends))
+        return np.delete(ids, ends), offsets
+
+    probes = [f"{space}{text}" for text in (*_PROBES, "", "Water", "▁x", "##x", "1.5%") for space in ("", " ")]
+    same = all(np.array_equal(one, other) for one, other in zip(alone(probes), joined(probes), strict=True))
+    return joined if same else alone
+
+
+def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)), out=offsets[1:])
     return np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=offsets[-1]), offsets

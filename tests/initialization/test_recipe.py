@@ -296,7 +296,6 @@ def test_read_refuses_missing_and_damaged_files(results, tmp_path):
         ({"neighbors": "10"}, TypeError, "neighbors must be an integer"),
         ({"temperature": 0.0}, ValueError, "temperature must be above 0"),
         ({"temperature": float("nan")}, ValueError, "temperature must be above 0"),
-        ({"method": "mean"}, ValueError, "method must be one of ofa, random"),
         ({"seed": -1}, ValueError, "seed must lie in"),
         ({"word_vectors": None}, ValueError, "needs word vectors"),
         ({"target_rows": 7}, ValueError, "target_rows is 7, but target_tokenizer needs"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
+from ofa_fast import _native
 from ofa_fast.initialization import WordVectors, subword_vectors, tokenization
 from ofa_fast.initialization.subwords import covered_subwords, published_spellings, spellings
 
@@ -130,11 +134,14 @@ def test_python_tokenizer_of_many_words_warns(tokenizers):
 def test_spellings_that_read_the_same_are_encoded_once(tokenizers, word_vectors, monkeypatch):
     encoded: list[str] = []
 
-    def encode(tokenizer, texts, plain=tokenization.encode):
-        encoded.extend(texts)
-        return plain(tokenizer, texts)
+    def batch_encoder(tokenizer, plain=tokenization.batch_encoder):
+        def encode(texts):
+            encoded.extend(texts)
+            return plain(tokenizer)(texts)
 
-    monkeypatch.setattr(tokenization, "encode", encode)
+        return encode
+
+    monkeypatch.setattr(tokenization, "batch_encoder", batch_encoder)
     one = WordVectors(["wasser"], np.ones((1, 2), dtype=np.float32), "deu")
     texts = {}
     for kind in KINDS:
@@ -147,6 +154,80 @@ def test_spellings_that_read_the_same_are_encoded_once(tokenizers, word_vectors,
         "metaspace": [" wasser", " Wasser"],
         "byte-level": [" wasser", "wasser", " Wasser"],
     }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_encoded_together_have_the_ids_that_they_have_alone(tokenizers, kind, monkeypatch):
+    tokenizer = tokenizers[kind]
+    texts = [
+        "wasser",
+        " wasser",
+        "",
+        " ",
+        "a b\tc",
+        "[MASK]",
+        " <mask>x",
+        "##x",
+        "▁x",
+        "1.5%",
+        "ⲙⲱⲟⲩ",
+        "e\u0301",
+        "\x00",
+    ]
+    expected = [tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).ids for text in texts]
+    for batch in (1, 2, 64):
+        monkeypatch.setattr(tokenization, "TEXTS_PER_BATCH", batch)
+        ids, offsets = tokenization.batch_encoder(tokenizer)(texts)
+        assert [ids[a:b].tolist() for a, b in pairwise(offsets)] == expected
+        held = [*texts, "\u0091ofa-fast\u0092"]
+        assert len(tokenization.batch_encoder(tokenizer)(held)[1]) == len(held) + 1
+    assert tokenization.batch_encoder(tokenizer)([])[1].tolist() == [0]
+
+
+def test_a_tokenizer_that_joins_texts_differently_gets_each_alone():
+    """One that prepends a space to the first piece of a text only."""
+    tokenizer = Tokenizer(models.Unigram([("<unk>", 0), ("▁", -1), ("▁water", -1), ("water", -1)], unk_id=0))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    ids, _ = tokenization.batch_encoder(tokenizer)(["water", "water"])
+    assert ids.tolist() == tokenizer("water", add_special_tokens=False)["input_ids"] * 2
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_sums_do_not_depend_on_threads_nor_on_the_native_module(tokenizers, word_vectors, monkeypatch, threads):
+    expected = subword_vectors(tokenizers["metaspace"], word_vectors)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        np.testing.assert_array_equal(subword_vectors(tokenizers["metaspace"], word_vectors), expected)
+    finally:
+        torch.set_num_threads(before)
+    monkeypatch.setattr("ofa_fast._native.cpu", None)
+    np.testing.assert_allclose(subword_vectors(tokenizers["metaspace"], word_vectors), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.skipif(_native.cpu is None, reason="checks of the native module")
+def test_the_native_sum_refuses_what_does_not_fit():
+    def arguments(**changes) -> list:
+        given = {
+            "ids": torch.tensor([0, 2]),
+            "id_starts": torch.tensor([0, 1, 2]),
+            "vectors": torch.ones(2, 3),
+            "row_starts": torch.tensor([0, 1, 2]),
+            "sums": torch.zeros(3, 3, dtype=torch.float64),
+            "totals": torch.zeros(3, dtype=torch.float64),
+        }
+        return [*(given | changes).values(), 1]
+
+    _native.cpu.subword_sums_add(*arguments())
+    for name, value, message in (
+        ("ids", torch.tensor([0, 3]), r"ids must lie in \[0, 3\), got 3"),
+        ("id_starts", torch.tensor([0, 3, 2]), "id_starts must ascend from 0 to 2"),
+        ("row_starts", torch.tensor([0, 1]), "row_starts must have shape"),
+        ("sums", torch.zeros(3, 3), "sums must be float64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            _native.cpu.subword_sums_add(*arguments(**{name: value}))
 
 
 def test_ids_with_gaps_have_zero_rows():

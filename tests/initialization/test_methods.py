@@ -1,0 +1,135 @@
+"""The rivals of the recipe, each against its own definition computed plainly."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from ofa_fast.initialization import initialize, match_vocabularies, plan, subword_vectors
+from ofa_fast.initialization.methods import METHODS, sparsemax
+from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
+from ofa_fast.initialization.tokenization import special_ids
+
+DIM = 12
+
+
+@pytest.fixture(scope="module")
+def inputs(tokenizers, word_vectors):
+    generator = torch.Generator().manual_seed(1)
+    table = torch.randn(len(tokenizers["wordpiece"]), DIM, generator=generator) @ torch.randn(
+        DIM, DIM, generator=generator
+    )
+    return table + 0.3, tokenizers["wordpiece"], tokenizers["metaspace"], word_vectors
+
+
+@pytest.fixture(scope="module")
+def results(inputs):
+    return {method: initialize(*inputs, rank=None, method=method) for method in METHODS}
+
+
+def project(z: np.ndarray) -> np.ndarray:
+    """The nearest point of the simplex, by bisection of its threshold."""
+    low, high = z.min() - 1, z.max()
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if np.maximum(z - middle, 0).sum() > 1 else (low, middle)
+    return np.maximum(z - low, 0)
+
+
+def test_sparsemax_is_the_projection_onto_the_simplex():
+    rng = np.random.default_rng(0)
+    for scale in (0.01, 1, 10):
+        scores = np.sort(scale * rng.standard_normal((200, 9)))[:, ::-1].copy()
+        weights = sparsemax(torch.from_numpy(scores))
+        np.testing.assert_allclose(weights, [project(row) for row in scores], atol=1e-12)
+    padded = torch.tensor([[0.5, 0.4, -torch.inf], [-torch.inf] * 3])
+    torch.testing.assert_close(sparsemax(padded), torch.tensor([[0.55, 0.45, 0.0], [0.0, 0.0, 0.0]]))
+
+
+def test_origins(inputs, results):
+    matched = torch.from_numpy(match_vocabularies(inputs[1], inputs[2])) >= 0
+    vector = torch.from_numpy(subword_vectors(inputs[2], inputs[3])).any(1)
+    special = torch.zeros(len(matched), dtype=torch.bool)
+    special[list(special_ids(inputs[2]))] = True
+    for method, result in results.items():
+        copied = matched & special if method == "wechsel" else matched
+        similar = vector & ~copied if METHODS[method].keys else torch.zeros_like(vector)
+        assert torch.equal(result.origin == COPIED, copied), method
+        assert torch.equal(result.origin == SIMILAR, similar), method
+        assert plan(inputs[0].shape, *inputs[1:], rank=None, method=method)["counts"]["random"] == int(
+            (result.origin == RANDOM).sum()
+        )
+
+
+def test_focus_mixes_the_rows_of_all_shared_tokens_by_sparsemax(inputs, results):
+    result = results["focus"]
+    vectors = torch.from_numpy(subword_vectors(inputs[2], inputs[3])).double()
+    shared = (result.origin == COPIED) & vectors.any(1)
+    assert 50 < shared.sum() < METHODS["focus"].neighbors * 3
+    unit = torch.nn.functional.normalize(vectors)
+    cosines = unit[result.origin == SIMILAR] @ unit[shared].T
+    weights = torch.from_numpy(np.stack([project(row) for row in cosines.numpy()]))
+    expected = weights @ inputs[0].double()[result.sources[shared]]
+    torch.testing.assert_close(result.coordinates[result.origin == SIMILAR], expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_wechsel_mixes_the_nearest_source_subwords_of_every_token(inputs, results):
+    result = results["wechsel"]
+    source, target = (
+        torch.nn.functional.normalize(torch.from_numpy(subword_vectors(tokenizer, inputs[3])).double())
+        for tokenizer in inputs[1:3]
+    )
+    similar = result.origin == SIMILAR
+    cosines = target[similar] @ source.T
+    cosines[:, ~source.any(1)] = -torch.inf
+    # Subwords of the same words have the same vector: rounded, so that ties go to the lowest id.
+    scores, nearest = (found[:, :10] for found in cosines.round(decimals=10).sort(dim=1, descending=True, stable=True))
+    expected = (torch.softmax(scores / 0.1, 1)[:, :, None] * inputs[0].double()[nearest]).sum(1)
+    torch.testing.assert_close(result.coordinates[similar], expected.float(), rtol=1e-4, atol=1e-4)
+
+
+def test_rows_without_a_match_have_the_moments_that_their_method_promises(inputs):
+    rows = {
+        method: initialize(*inputs[:3], None, rank=None, method=method, target_rows=60_000).coordinates[5000:].double()
+        for method in ("mean", "gaussian", "random")
+    }
+    table = inputs[0].double()
+    covariance = torch.cov(table.T, correction=0)
+    assert torch.equal(rows["mean"], table.mean(0).float().double().expand_as(rows["mean"]))
+    for method, expected in (("gaussian", covariance), ("random", covariance.diag().diag())):
+        torch.testing.assert_close(rows[method].mean(0), table.mean(0), rtol=0, atol=0.05)
+        torch.testing.assert_close(torch.cov(rows[method].T), expected, rtol=0.05, atol=0.3)
+
+
+def test_a_drawn_row_depends_on_the_seed_its_id_and_the_rank_alone(inputs):
+    short, long = (
+        initialize(*inputs[:3], None, rank=None, method="gaussian", target_rows=rows).coordinates
+        for rows in (3000, 9000)
+    )
+    assert torch.equal(short, long[:3000])
+    other = initialize(*inputs[:3], None, rank=None, method="gaussian", target_rows=3000, seed=1).coordinates
+    assert not torch.equal(short[2000:], other[2000:])
+
+
+def test_another_weighting_and_more_neighbours_for_any_method(inputs):
+    result = initialize(*inputs, rank=None, neighbors=40, weighting="sparsemax", temperature=0.5)
+    similar = result.origin == SIMILAR
+    assert result.neighbors.shape[1] == 40 and result.report["weighting"] == "sparsemax"
+    torch.testing.assert_close(result.weights[similar].sum(1), torch.ones(int(similar.sum())))
+    assert (result.weights[similar] == 0).any(1).float().mean() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"method": "ofam"}, "method must be one of ofa, wechsel, focus, mean, gaussian, random, got 'ofam'"),
+        ({"method": "focus", "parity": True}, "parity=True takes the methods of the published implementation"),
+        ({"weighting": "entmax"}, "weighting must be one of softmax, sparsemax, got 'entmax'"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(inputs, options, message):
+    with pytest.raises(ValueError, match=message):
+        initialize(*inputs, rank=None, **options)
+    with pytest.raises(ValueError, match='method="wechsel" needs word vectors; mean, gaussian, random do without'):
+        initialize(*inputs[:3], None, method="wechsel")
