@@ -72,9 +72,18 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         TypeError: ``model`` has no factorised table.
+        ValueError: its configuration ties the head to the embedding, but their factors differ.
     """
-    if not isinstance(model.get_input_embeddings(), FactorizedEmbedding):
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, FactorizedEmbedding):
         raise TypeError(f"model must have a factorised table, got {type(model).__name__}")
+    if head is not None and model.config.get_text_config().tie_word_embeddings:
+        for factor in ("coordinates", "basis"):
+            if not torch.equal(getattr(embedding, factor), getattr(head, factor)):
+                raise ValueError(
+                    f"model ties its head to its embedding, but their {factor} differ: "
+                    "train the factors themselves, not copies that an adapter makes of one end"
+                )
     stock = type(model).stock_class
     values = {name: value for name, value in model.config.to_dict().items() if name not in NOT_COPIED}
     config = stock.config_class(**values)
@@ -82,10 +91,7 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     dense = _empty(stock, config, model.dtype)
     _copy_layers(model, dense, {})
     with torch.no_grad():
-        for ours, theirs in (
-            (model.get_input_embeddings(), dense.get_input_embeddings()),
-            (model.get_output_embeddings(), dense.get_output_embeddings()),
-        ):
+        for ours, theirs in ((embedding, dense.get_input_embeddings()), (head, dense.get_output_embeddings())):
             if ours is not None:
                 theirs.weight.copy_(ours.coordinates.float() @ ours.basis.float())
             if isinstance(ours, FactorizedHead) and ours.bias is not None:

@@ -118,6 +118,7 @@ class FactorizedModel:
     tied to the embedding where the configuration ties them, with coordinates and a basis of its own otherwise.
     """
 
+    _factorized = False
     _loss_from_hidden = True
     _adds_only_bias = False
 
@@ -154,6 +155,22 @@ class FactorizedModel:
                     if keys:
                         setattr(module, attribute, _tied_factors(module, keys))
             self._materialize(module)
+        self._factorized = True
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """As in transformers, ``tie_weights`` then ties the head to it.
+
+        Raises:
+            TypeError: ``value`` is no ``FactorizedEmbedding``.
+        """
+        if self._factorized and not isinstance(value, FactorizedEmbedding):
+            raise TypeError(
+                f"value must be a FactorizedEmbedding, got {type(value).__name__}; "
+                "FactorizedEmbedding.from_dense makes one of a table, to_dense a model with a dense table"
+            )
+        super().set_input_embeddings(value)
+        if self._factorized:
+            self.config.get_text_config().rank = value.rank
 
     def _hands_on(self, hidden: torch.Tensor, logits: torch.Tensor, added: torch.Tensor | None) -> bool:
         """Whether a deferring head's output became the stock logits with nothing but ``final_logits_bias`` added.

@@ -122,32 +122,6 @@ def test_neither_table_nor_logits_are_ever_formed(model_type, tokenizers, verses
         assert not shapes.table_sized(rows, rank + 1)
 
 
-def test_gradient_checkpointing_and_autocast(tokenizers, verses):
-    model, _ = twins("xlm-roberta", tokenizers, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    batch = inputs(tokenizers["bert"], verses[:4], masked=0.3)
-    model.train()(**batch).loss.backward()
-    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
-    model.zero_grad()
-    model.gradient_checkpointing_enable()
-    loss = model(**batch).loss
-    loss.backward()
-    assert_close({name: parameter.grad for name, parameter in model.named_parameters()}, expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = model(**batch).loss
-        logits = model(input_ids=batch["input_ids"]).logits
-    assert_close(mixed, loss, rtol=0.02, atol=0.02)
-    assert logits.dtype == torch.bfloat16
-    mixed.backward()
-
-
-def test_compiles_in_one_graph(tokenizers, verses):
-    model, _ = twins("bert", tokenizers)
-    batch = inputs(tokenizers["bert"], verses[:2], masked=0.3)
-    expected = model(**batch).loss
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    assert_close(compiled(**batch).loss, expected)
-
-
 def arguments(folder, **options):
     return TrainingArguments(
         folder, report_to=[], use_cpu=True, disable_tqdm=True, learning_rate=1e-2, logging_steps=1, **options
