@@ -36,7 +36,7 @@ class TinyLanguageModel(nn.Module):
 
 def batches(size: int = 16, seed: int = 0) -> torch.utils.data.DataLoader:
     """The six texts in blocks of LENGTH + 1 tokens, in an order that only the seed decides."""
-    lines = [line for text in TEXTS for line in text.read_text(encoding="utf-8").splitlines()[:1_500] if line]
+    lines = [line for text in TEXTS for line in text.read_text(encoding="utf-8").splitlines()[:600] if line]
     tokenizer = ByteLevelBPETokenizer()
     tokenizer.train_from_iterator(lines, VOCABULARY, show_progress=False)
     ids = torch.tensor([i for encoding in tokenizer.encode_batch(lines) for i in encoding.ids])

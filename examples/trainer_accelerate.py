@@ -1,4 +1,4 @@
-"""A factorised vocabulary table with Hugging Face Accelerate: any number of processes, mixed precision, FSDP.
+"""A factorised vocabulary table with Hugging Face Accelerate: any number of processes, mixed precision.
 
 python examples/trainer_accelerate.py          (or: accelerate launch examples/trainer_accelerate.py)
 """

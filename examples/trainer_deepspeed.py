@@ -1,7 +1,9 @@
 """A factorised vocabulary table with DeepSpeed: optimiser states and gradients sharded (ZeRO stage 2).
 
 pip install deepspeed
-deepspeed examples/trainer_deepspeed.py        one process a GPU; without a GPU one process, through gloo
+torchrun --nproc-per-node 1 examples/trainer_deepspeed.py        one process a GPU; or on the CPU, through gloo
+
+On its first run DeepSpeed compiles an operator of its own, which takes a minute or two.
 """
 
 from __future__ import annotations
