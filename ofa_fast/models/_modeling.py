@@ -301,7 +301,7 @@ _ALIGNED = _class_names(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES) | _clas
 )
 _SHIFTED = _class_names(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 _PRETRAINING = _class_names(modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES)
-_OF_THE_LOSS = ("num_items_in_batch", "shift_labels", "return_dict")
+_NOT_PASSED_ON = ("num_items_in_batch", "shift_labels", "return_dict")
 _SENTENCE_LOGITS = {  # BERT's and ALBERT's pretraining sum two losses: labels of the second, and its logits
     "next_sentence_label": "seq_relationship_logits",
     "sentence_order_label": "sop_logits",
@@ -332,7 +332,7 @@ def language_model_forward(stock: type[nn.Module]):
         kwargs.update(zip(parameters, args, strict=False))
         if not self._loss_from_hidden or any(kwargs.get(name) is None for name in needed):
             return stock.forward(self, **kwargs)
-        rest = {name: value for name, value in kwargs.items() if name not in (*needed, *_OF_THE_LOSS)}
+        rest = {name: value for name, value in kwargs.items() if name not in (*needed, *_NOT_PASSED_ON)}
         labels, num_items, return_dict = kwargs["labels"], kwargs.get("num_items_in_batch"), kwargs.get("return_dict")
         decoder_inputs = ("decoder_input_ids", "decoder_inputs_embeds")
         if self.config.is_encoder_decoder and all(kwargs.get(name) is None for name in decoder_inputs):
