@@ -107,7 +107,7 @@ def curves(options: argparse.Namespace) -> None:
     data = batches(options, options.steps)
     for optimizer, rate, builds in (
         (torch.optim.AdamW, LEARNING_RATE, {"full rank": dense, "R = D": rotated}),
-        (torch.optim.SGD, 0.05, {"R = D": rotated}),
+        (torch.optim.SGD, 0.01, {"R = D": rotated}),
     ):
         expected = None
         for name, build in {"stock": lambda source: source, **builds}.items():
