@@ -93,7 +93,7 @@ class FactorizedHead(nn.Module):
     """The output head tied to a ``FactorizedEmbedding``: logits = (hidden @ basis.T) @ coordinates.T + bias.
 
     It shares the embedding's two parameters; give it an embedding of its own for an untied head. [..., D] gives
-    [..., V]. ``loss`` needs no logits.
+    [..., V]; with labels [...] it gives the loss, and forms no logits.
     """
 
     def __init__(self, embedding: FactorizedEmbedding, bias: bool = True) -> None:
@@ -107,15 +107,26 @@ class FactorizedHead(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return F.linear(F.linear(hidden, self.basis), self.coordinates, self.bias)
+    def forward(
+        self,
+        hidden: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        ignore_index: int = -100,
+        reduction: str = "mean",
+    ) -> torch.Tensor:
+        """Logits [..., V] of hidden [..., D], or with ``labels`` [...] their loss, for which no logits are formed.
+
+        The loss is that of ``ofa_fast.ops.factorized_cross_entropy``, which says what it takes in memory and raises.
+        """
+        if labels is None:
+            return F.linear(F.linear(hidden, self.basis), self.coordinates, self.bias)
+        return factorized_cross_entropy(
+            hidden, self.coordinates, self.basis, labels, self.bias, ignore_index=ignore_index, reduction=reduction
+        )
 
     def loss(self, hidden: torch.Tensor, labels: torch.Tensor, **options) -> torch.Tensor:
-        """``ofa_fast.ops.factorized_cross_entropy`` of hidden [..., D] against labels [...]: no logits are formed.
-
-        ``options`` are that op's ``ignore_index`` and ``reduction``.
-        """
-        return factorized_cross_entropy(hidden, self.coordinates, self.basis, labels, self.bias, **options)
+        """``self(hidden, labels, **options)``: a call of the module, so that hooks that bring its parameters in run."""
+        return self(hidden, labels, **options)
 
     def extra_repr(self) -> str:
         (rows, rank), width = self.coordinates.shape, self.basis.shape[1]

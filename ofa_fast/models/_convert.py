@@ -67,27 +67,34 @@ def build_model(source_model: PreTrainedModel, result, target_tokenizer, head=No
 def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     """The same function as a stock Hugging Face model that needs no ofa_fast: stock class, stock configuration.
 
-    The table is coordinates @ basis in float32, rounded to the model's dtype. Peak extra memory: the dense model, and
-    the table once more in float32 where the model's dtype is another.
+    The table is coordinates @ basis in float32 or wider, rounded to the model's dtype. Peak extra memory: the dense
+    model, and the table once more where the model's dtype is narrower.
 
     Raises:
         TypeError: ``model`` has no factorised table.
+        ValueError: its configuration ties the head to the embedding, but their factors differ.
     """
-    if not isinstance(model.get_input_embeddings(), FactorizedEmbedding):
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if not isinstance(embedding, FactorizedEmbedding):
         raise TypeError(f"model must have a factorised table, got {type(model).__name__}")
+    if head is not None and model.config.get_text_config().tie_word_embeddings:
+        for factor in ("coordinates", "basis"):
+            if not torch.equal(getattr(embedding, factor), getattr(head, factor)):
+                raise ValueError(
+                    f"model ties its head to its embedding, but their {factor} differ: "
+                    "train the factors themselves, not copies that an adapter makes of one end"
+                )
     stock = type(model).stock_class
     values = {name: value for name, value in model.config.to_dict().items() if name not in NOT_COPIED}
     config = stock.config_class(**values)
     config._attn_implementation = model.config._attn_implementation
     dense = _empty(stock, config, model.dtype)
     _copy_layers(model, dense, {})
+    exact = torch.promote_types(model.dtype, torch.float32)
     with torch.no_grad():
-        for ours, theirs in (
-            (model.get_input_embeddings(), dense.get_input_embeddings()),
-            (model.get_output_embeddings(), dense.get_output_embeddings()),
-        ):
+        for ours, theirs in ((embedding, dense.get_input_embeddings()), (head, dense.get_output_embeddings())):
             if ours is not None:
-                theirs.weight.copy_(ours.coordinates.float() @ ours.basis.float())
+                theirs.weight.copy_(ours.coordinates.to(exact) @ ours.basis.to(exact))
             if isinstance(ours, FactorizedHead) and ours.bias is not None:
                 theirs.bias.copy_(ours.bias)
     return dense.to(model.device).train(model.training)

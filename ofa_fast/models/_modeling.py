@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
@@ -75,24 +76,39 @@ def _factorized(table: nn.Module, rank: int, owner: type) -> FactorizedEmbedding
 
 
 class LanguageModelHead(FactorizedHead):
-    """A head that can hand its hidden states on, so that a stock forward pass ends before the logits."""
+    """A head that can take the loss and hand its hidden states on, so that a stock forward pass ends before the logits.
 
-    _deferred: list[torch.Tensor] | None = None
+    The loss is taken in the head's own forward, which is when offloading and sharding bring its parameters in.
+    """
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        if self._deferred is None:
-            return super().forward(hidden)
-        self._deferred.append(hidden)
+    _take: Callable[[torch.Tensor], None] | None = None
+
+    def forward(self, hidden: torch.Tensor, *args, **options) -> torch.Tensor:
+        if self._take is None:
+            return super().forward(hidden, *args, **options)
+        self._take(hidden)
         return hidden
 
     @contextmanager
-    def deferring(self):
-        """Inside, the head is the identity; yields the list of what it was given."""
-        self._deferred = []
+    def taking_loss(self, labels: torch.Tensor, bias: torch.Tensor | None, reduction: str):
+        """Inside, the head is the identity; yields the list of what it was given, each with its loss.
+
+        ``bias`` [V] stands in for the head's own, if it has none.
+        """
+        taken = []
+
+        def take(hidden: torch.Tensor) -> None:
+            own = self.bias if bias is None else bias
+            loss = factorized_cross_entropy(
+                hidden, self.coordinates, self.basis, labels.to(hidden.device), own, reduction=reduction
+            )
+            taken.append((hidden, loss))
+
+        self._take = take
         try:
-            yield self._deferred
+            yield taken
         finally:
-            self._deferred = None
+            self._take = None
 
 
 class FactorizedModel:
@@ -102,6 +118,7 @@ class FactorizedModel:
     tied to the embedding where the configuration ties them, with coordinates and a basis of its own otherwise.
     """
 
+    _factorized = False
     _loss_from_hidden = True
     _adds_only_bias = False
 
@@ -138,6 +155,22 @@ class FactorizedModel:
                     if keys:
                         setattr(module, attribute, _tied_factors(module, keys))
             self._materialize(module)
+        self._factorized = True
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """As in transformers, ``tie_weights`` then ties the head to it.
+
+        Raises:
+            TypeError: ``value`` is no ``FactorizedEmbedding``.
+        """
+        if self._factorized and not isinstance(value, FactorizedEmbedding):
+            raise TypeError(
+                f"value must be a FactorizedEmbedding, got {type(value).__name__}; "
+                "FactorizedEmbedding.from_dense makes one of a table, to_dense a model with a dense table"
+            )
+        super().set_input_embeddings(value)
+        if self._factorized:
+            self.config.get_text_config().rank = value.rank
 
     def _hands_on(self, hidden: torch.Tensor, logits: torch.Tensor, added: torch.Tensor | None) -> bool:
         """Whether a deferring head's output became the stock logits with nothing but ``final_logits_bias`` added.
@@ -159,22 +192,18 @@ class FactorizedModel:
                 module._is_hf_initialized = False
 
     def initialize_weights(self) -> None:
-        """Stock rules, but for the table, and not for modules that a checkpoint has filled.
-
-        Some stock rules reach into a module's children for a ``weight``, which a factorised table would form.
-        """
+        """Stock rules, but for the table."""
         for module in self.modules():
-            loaded = [getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()]
             if isinstance(module, (FactorizedEmbedding, FactorizedHead)):
+                loaded = [getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()]
                 if not any(loaded):
                     module.reset_parameters()
                 elif not all(loaded):  # a head that is tied to a table which is there already
                     nn.init.zeros_(module.bias)
                 for initialized in (module, *module.parameters()):
                     initialized._is_hf_initialized = True
-            elif loaded and all(loaded) and next(module.buffers(recurse=False), None) is None:
-                module._is_hf_initialized = True
-        super().initialize_weights()
+        with _stand_ins(self):
+            super().initialize_weights()
 
     def resize_token_embeddings(
         self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
@@ -231,6 +260,26 @@ def _tied_factors(model: nn.Module, keys: dict[str, str]) -> dict[str, str]:
 
 
 @contextmanager
+def _stand_ins(model: nn.Module):
+    """Inside, plain modules on the meta device stand in for factorised ones, whose ``weight`` stock rules reach for."""
+    factorized = [
+        (children, name, child)
+        for children in [module._modules for module in model.modules()]
+        for name, child in children.items()
+        if isinstance(child, (FactorizedEmbedding, FactorizedHead))
+    ]
+    for children, name, child in factorized:
+        (rows, _), width = child.coordinates.shape, child.basis.shape[1]
+        kind, shape = (nn.Linear, (width, rows)) if isinstance(child, FactorizedHead) else (nn.Embedding, (rows, width))
+        children[name] = kind(*shape, device="meta")
+    try:
+        yield
+    finally:
+        for children, name, child in factorized:
+            children[name] = child
+
+
+@contextmanager
 def _without_logits_bias(model: nn.Module):
     """Inside, BART and its kin add zero to what their head returns, not [1, V]; yields their bias, None for others."""
     bias = getattr(model, "final_logits_bias", None)
@@ -251,6 +300,12 @@ _ALIGNED = _class_names(modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES) | _clas
     modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 )
 _SHIFTED = _class_names(modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+_PRETRAINING = _class_names(modeling_auto.MODEL_FOR_PRETRAINING_MAPPING_NAMES)
+_NOT_PASSED_ON = ("num_items_in_batch", "shift_labels", "return_dict")
+_SENTENCE_LOGITS = {  # BERT's and ALBERT's pretraining sum two losses: labels of the second, and its logits
+    "next_sentence_label": "seq_relationship_logits",
+    "sentence_order_label": "sop_logits",
+}
 
 
 def language_model_forward(stock: type[nn.Module]):
@@ -261,44 +316,45 @@ def language_model_forward(stock: type[nn.Module]):
     and with labels shifted by one for causal models. The output's ``logits`` are None then. A model that scales or caps
     what its head returns is found out in its first step and keeps the stock loss, which forms logits.
     """
-    if stock.__name__ not in _ALIGNED | _SHIFTED:
+    parameters = list(inspect.signature(stock.forward).parameters)[1:]
+    sentence = next((name for name in _SENTENCE_LOGITS if name in parameters), None)
+    paired = sentence is not None and stock.__name__ in _PRETRAINING
+    if stock.__name__ not in _ALIGNED | _SHIFTED and not paired:
         return None
-    shifted = stock.__name__ not in _ALIGNED
+    shifted = stock.__name__ not in _ALIGNED and not paired
     if shifted and "loss_function" not in inspect.unwrap(stock.forward).__code__.co_names:
         return None  # a loss of its own, which as in BART's decoder need not shift the labels
-    parameters = list(inspect.signature(stock.forward).parameters)[1:]
+    logits_name = "prediction_logits" if paired else "logits"
+    needed = ("labels", sentence) if paired else ("labels",)
 
     @functools.wraps(stock.forward)
     def forward(self, *args, **kwargs):
         kwargs.update(zip(parameters, args, strict=False))
-        labels = kwargs.pop("labels", None)
-        if labels is None:
+        if not self._loss_from_hidden or any(kwargs.get(name) is None for name in needed):
             return stock.forward(self, **kwargs)
-        if not self._loss_from_hidden:
-            return stock.forward(self, **kwargs, labels=labels)
-        own = {name: kwargs.pop(name, None) for name in ("num_items_in_batch", "shift_labels", "return_dict")}
-        decoder_inputs = {}
-        if self.config.is_encoder_decoder and kwargs.get("decoder_input_ids") is None:
-            decoder_inputs["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(labels)
-        head = self.get_output_embeddings()
-        with head.deferring() as entered, _without_logits_bias(self) as added:
-            outputs = stock.forward(self, **kwargs | decoder_inputs, return_dict=True)
-        if len(entered) != 1 or not self._hands_on(entered[0], outputs.logits, added):
+        rest = {name: value for name, value in kwargs.items() if name not in (*needed, *_NOT_PASSED_ON)}
+        labels, num_items, return_dict = kwargs["labels"], kwargs.get("num_items_in_batch"), kwargs.get("return_dict")
+        decoder_inputs = ("decoder_input_ids", "decoder_inputs_embeds")
+        if self.config.is_encoder_decoder and all(kwargs.get(name) is None for name in decoder_inputs):
+            rest["decoder_input_ids"] = self.prepare_decoder_input_ids_from_labels(labels)
+        if shifted:
+            labels = kwargs.get("shift_labels")
+            labels = nn.functional.pad(kwargs["labels"][..., 1:], (0, 1), value=-100) if labels is None else labels
+        with _without_logits_bias(self) as added:
+            bias, reduction = None if added is None else added.flatten(), "mean" if num_items is None else "sum"
+            with self.get_output_embeddings().taking_loss(labels, bias, reduction) as taken:
+                outputs = stock.forward(self, **rest, return_dict=True)
+        if len(taken) != 1 or not self._hands_on(taken[0][0], outputs[logits_name], added):
             logger.warning_once(f"{stock.__name__} does more to its logits than its head: the loss is taken from them")
             self._loss_from_hidden = False
-            return stock.forward(self, **kwargs | own, labels=labels)
-        num_items, shift_labels = own["num_items_in_batch"], own["shift_labels"]
-        if shifted:
-            labels = nn.functional.pad(labels[..., 1:], (0, 1), value=-100) if shift_labels is None else shift_labels
-        bias = head.bias if added is None else added.flatten()
-        hidden, reduction = entered[0], "mean" if num_items is None else "sum"
-        loss = factorized_cross_entropy(
-            hidden, head.coordinates, head.basis, labels.to(hidden.device), bias, reduction=reduction
-        )
+            return stock.forward(self, **kwargs)
+        loss = taken[0][1]
         if num_items is not None:
             loss = loss / torch.as_tensor(num_items).to(loss.device)
-        outputs = type(outputs)(loss=loss, **{name: value for name, value in outputs.items() if name != "logits"})
-        return_dict = self.config.return_dict if own["return_dict"] is None else own["return_dict"]
-        return outputs if return_dict else outputs.to_tuple()
+        if paired:
+            scores = outputs[_SENTENCE_LOGITS[sentence]]
+            loss = loss + nn.functional.cross_entropy(scores, kwargs[sentence].flatten().to(scores.device))
+        outputs = type(outputs)(loss=loss, **{name: value for name, value in outputs.items() if name != logits_name})
+        return outputs if (self.config.return_dict if return_dict is None else return_dict) else outputs.to_tuple()
 
     return forward

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+from functools import partial
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -31,7 +34,7 @@ def load_published(checkpoint: str | os.PathLike, auto_class=AutoModelForMaskedL
 
     Args:
         checkpoint: a folder, or a name on the Hugging Face hub, with config.json and model.safetensors or
-            pytorch_model.bin.
+            pytorch_model.bin, whole or in shards.
         auto_class: the Auto class to open it with. As in transformers, a head that the checkpoint lacks is initialised.
         options: those of ``from_pretrained``, such as ``dtype`` and ``output_loading_info``.
 
@@ -41,7 +44,7 @@ def load_published(checkpoint: str | os.PathLike, auto_class=AutoModelForMaskedL
     Raises:
         ValueError: config.json has no ``num_primitive`` or one that is not the table's rank, as in checkpoints of full
             rank, which ``auto_class`` opens by itself; a head that is not tied to the embedding.
-        OSError: a file is missing.
+        OSError: a file or a shard is missing.
     """
     stock = AutoConfig.from_pretrained(checkpoint)
     values = {name: value for name, value in stock.to_dict().items() if name not in NOT_COPIED}
@@ -62,11 +65,20 @@ def load_published(checkpoint: str | os.PathLike, auto_class=AutoModelForMaskedL
 
 
 def _read(checkpoint: str | os.PathLike) -> dict[str, torch.Tensor]:
-    for name in ("model.safetensors", "pytorch_model.bin"):
-        path = cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False)
-        if path is not None:
-            return load_file(path) if name.endswith("safetensors") else torch.load(path, "cpu", weights_only=True)
-    raise OSError(f"{checkpoint} has neither model.safetensors nor pytorch_model.bin")
+    for whole_name in ("model.safetensors", "pytorch_model.bin"):
+        whole, index = (
+            cached_file(checkpoint, file, _raise_exceptions_for_missing_entries=False)
+            for file in (whole_name, f"{whole_name}.index.json")
+        )
+        paths = [] if whole is None else [whole]
+        if whole is None and index is not None:
+            shards = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"].values()
+            paths = [cached_file(checkpoint, shard) for shard in sorted(set(shards))]
+        if paths:
+            unpickle = partial(torch.load, map_location="cpu", weights_only=True)
+            load = load_file if whole_name.endswith("safetensors") else unpickle
+            return {name: tensor for path in paths for name, tensor in load(path).items()}
+    raise OSError(f"{checkpoint} has neither model.safetensors nor pytorch_model.bin, whole or in shards")
 
 
 def _renamed(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

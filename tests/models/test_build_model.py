@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny_models import ENCODERS, LANGUAGE_MODEL, OTHERS, WIDTH, dense, inputs, source_model, table
+from tiny_models import ENCODERS, LANGUAGE_MODEL, TOLERANCE, WIDTH, dense, inputs, outputs, source_model, table
 from torch.testing import assert_close
 from transformers import (
     AutoModel,
@@ -16,42 +16,9 @@ from transformers import (
     BertForMaskedLM,
 )
 
-from ofa_fast import FactorizedEmbedding, FactorizedHead, build_model
+from ofa_fast import build_model
 
 AUTO = (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification)
-TOLERANCE = {"rtol": 0, "atol": 1e-5}
-
-
-def outputs(model, batch):
-    """The output tensor of any of the model's kinds; encoder-decoders decode their own input."""
-    if model.config.is_encoder_decoder:
-        batch = batch | {"decoder_input_ids": batch["input_ids"]}
-    return model(**batch)[0]
-
-
-@pytest.mark.parametrize("auto", AUTO, ids=lambda auto: auto.__name__)
-@pytest.mark.parametrize("model_type", ENCODERS)
-def test_table_of_rank_d_is_the_dense_model(model_type, auto, tokenizers, verses):
-    tokenizer = tokenizers["bert" if model_type == "bert" else "roberta"]
-    source, result = source_model(model_type, auto), table(len(tokenizer), WIDTH, bias=auto is AutoModelForMaskedLM)
-    factorized = build_model(source, result, tokenizer)
-    stock = build_model(source, dense(result), tokenizer)
-    assert isinstance(factorized.get_input_embeddings(), FactorizedEmbedding)
-    assert type(stock) is type(source)
-    batch = inputs(tokenizer, verses[:4])
-    assert_close(outputs(factorized, batch), outputs(stock, batch), **TOLERANCE)
-
-
-@pytest.mark.parametrize("model_type", OTHERS)
-def test_other_architectures_go_through_the_same_mechanism(model_type, tokenizers, verses):
-    tokenizer, source = tokenizers["bert"], source_model(model_type)
-    width = source.get_input_embeddings().embedding_dim
-    has_bias = getattr(source.get_output_embeddings(), "bias", None) is not None
-    result = table(len(tokenizer), width, width, bias=has_bias)
-    factorized, stock = build_model(source, result, tokenizer), build_model(source, dense(result), tokenizer)
-    batch = inputs(tokenizer, verses[:4])
-    assert isinstance(factorized.get_output_embeddings(), FactorizedHead)
-    assert_close(outputs(factorized, batch), outputs(stock, batch), **TOLERANCE)
 
 
 def test_an_untied_head_gets_a_table_of_its_own(tokenizers, verses):
@@ -210,19 +177,3 @@ def test_embeddings_that_do_more_than_scale_are_refused(tokenizers):
     source = OddlyEmbeddedBert(source_model("bert").config)
     with pytest.raises(ValueError, match="OddlyEmbeddedBert embeds through OddEmbedding"):
         build_model(source, table(260, 4), tokenizers["bert"])
-
-
-@pytest.mark.parametrize("rows", [260, 264, 272, 100])
-def test_resizing_keeps_the_tied_factors(rows, tokenizers):
-    model = build_model(source_model("roberta"), table(260, 4, bias=True), tokenizers["roberta"])
-    before = model.get_input_embeddings().coordinates.detach().clone()
-    embedding = model.resize_token_embeddings(rows, pad_to_multiple_of=4)
-    head, kept = model.get_output_embeddings(), min(rows, 260)
-    assert embedding.coordinates is head.coordinates and head.bias is model.lm_head.bias
-    assert len(embedding.coordinates) == len(head.bias) == embedding.num_embeddings == model.config.vocab_size == rows
-    assert_close(embedding.coordinates[:kept].detach(), before[:kept])
-    if rows > 260:
-        assert_close(embedding.coordinates[-1].detach(), before.mean(0))
-    ids = torch.tensor([[0, rows - 1, 2]])
-    model(input_ids=ids, labels=ids).loss.backward()
-    assert embedding.coordinates.grad.shape == (rows, 4)

@@ -9,7 +9,13 @@ import torch
 from tiny_models import ENCODERS, OTHERS, dense, inputs, source_model, table
 from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import AutoModelForMaskedLM, AutoModelForTokenClassification, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForMaskedLM,
+    AutoModelForPreTraining,
+    AutoModelForTokenClassification,
+    Trainer,
+    TrainingArguments,
+)
 
 from ofa_fast import build_model
 
@@ -105,47 +111,52 @@ class Shapes(TorchDispatchMode):
         return [s for s in self.seen if rows in s and torch.Size(s).numel() >= rows * smallest]
 
 
-@pytest.mark.parametrize("model_type", [*ENCODERS, "distilbert", "modernbert", "gpt2", "llama"])
-def test_neither_table_nor_logits_are_ever_formed(model_type, tokenizers, verses, tmp_path):
-    tokenizer, source = tokenizers["bert"], source_model(model_type)
-    rows, rank = 277, 3
+PRETRAINING = {"bert": "next_sentence_label", "albert": "sentence_order_label"}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "auto"),
+    [(name, None) for name in (*ENCODERS, *OTHERS)] + [(name, AutoModelForPreTraining) for name in PRETRAINING],
+)
+def test_neither_table_nor_logits_are_ever_formed(model_type, auto, tokenizers, verses, tmp_path):
+    tokenizer, source = tokenizers["bert"], source_model(model_type, auto)
+    rows, rank, width = 277, 3, source.get_input_embeddings().embedding_dim
     with Shapes() as building:
-        model = build_model(source, table(rows, rank), tokenizer)
+        model = build_model(source, table(rows, rank, width), tokenizer)
     model.save_pretrained(tmp_path)
     with Shapes() as loading:
         model = type(model).from_pretrained(tmp_path)
+    with Shapes() as fresh:
+        type(model)(model.config)
     batch = inputs(tokenizer, verses[:4], masked=0.3)
+    if auto is not None:
+        batch[PRETRAINING[model_type]] = torch.tensor([0, 1, 1, 0])
     with Shapes() as training:
         model.train()(**batch).loss.backward()
+    assert (batch["labels"] != -100).sum() > rank
     assert (rows, rank) in building.seen and (rows, rank) in training.seen
-    for shapes in (building, loading, training):
+    for shapes in (building, loading, fresh, training):
         assert not shapes.table_sized(rows, rank + 1)
+    if auto is None:
+        with Shapes() as unlabelled:
+            model(**{name: tensor for name, tensor in batch.items() if name != "labels"} | decoded(model, batch))
+        assert unlabelled.table_sized(rows, rank + 1)  # logits are seen where there are some
 
 
-def test_gradient_checkpointing_and_autocast(tokenizers, verses):
-    model, _ = twins("xlm-roberta", tokenizers, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    batch = inputs(tokenizers["bert"], verses[:4], masked=0.3)
-    model.train()(**batch).loss.backward()
-    expected = {name: parameter.grad for name, parameter in model.named_parameters()}
-    model.zero_grad()
-    model.gradient_checkpointing_enable()
-    loss = model(**batch).loss
-    loss.backward()
-    assert_close({name: parameter.grad for name, parameter in model.named_parameters()}, expected)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = model(**batch).loss
-        logits = model(input_ids=batch["input_ids"]).logits
-    assert_close(mixed, loss, rtol=0.02, atol=0.02)
-    assert logits.dtype == torch.bfloat16
-    mixed.backward()
+def decoded(model, batch) -> dict[str, torch.Tensor]:
+    return {"decoder_input_ids": batch["input_ids"]} if model.config.is_encoder_decoder else {}
 
 
-def test_compiles_in_one_graph(tokenizers, verses):
-    model, _ = twins("bert", tokenizers)
+@pytest.mark.parametrize("given", ["decoder_input_ids", "decoder_inputs_embeds"])
+@pytest.mark.parametrize("model_type", ["t5", "bart"])
+def test_what_the_decoder_reads_may_be_given(model_type, given, tokenizers, verses):
+    model, stock = twins(model_type, tokenizers)
     batch = inputs(tokenizers["bert"], verses[:2], masked=0.3)
-    expected = model(**batch).loss
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
-    assert_close(compiled(**batch).loss, expected)
+    read = batch["input_ids"].flip(0)
+    batch[given] = read if given == "decoder_input_ids" else stock.get_input_embeddings()(read).detach()
+    output = model(**batch)
+    assert output.logits is None
+    assert_close(output.loss, stock(**batch).loss)
 
 
 def arguments(folder, **options):
@@ -175,6 +186,21 @@ def test_trainer_trains_evaluates_and_resumes(tokenizers, verses, tmp_path):
     resumed = Trainer(model_init=init, args=arguments(tmp_path, **options), train_dataset=data, eval_dataset=data)
     resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-3"))
     assert resumed.evaluate()["eval_loss"] == pytest.approx(last, abs=1e-4)
+
+
+def test_trainer_keeps_the_best_model(tokenizers, verses, tmp_path):
+    batch = inputs(tokenizers["bert"], verses[:8], masked=0.3)
+    data = [{name: tensor[i] for name, tensor in batch.items()} for i in range(8)]
+    every = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 4, "prediction_loss_only": True}
+    options = arguments(tmp_path, load_best_model_at_end=True, **every)
+    options.learning_rate = 1.0  # much too large: every step makes it worse
+    trainer = Trainer(twins("bert", tokenizers)[0], options, train_dataset=data, eval_dataset=data)
+    trainer.train()
+    found = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    assert min(found) < found[-1]
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(found), abs=1e-5)
+    embedding, head = trainer.model.get_input_embeddings(), trainer.model.get_output_embeddings()
+    assert embedding.coordinates is head.coordinates
 
 
 def test_trainer_with_logits_asked_for_still_evaluates_the_loss(tokenizers, verses, tmp_path):

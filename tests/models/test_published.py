@@ -23,7 +23,7 @@ BASIS, COORDINATES = "embeddings.primitive_embeddings.weight", "embeddings.targe
 HEAD = {BASIS: "lm_head.down_project.weight", COORDINATES: "lm_head.vocab_project.weight"}
 
 
-def published(folder, model_type="xlm-roberta", file="pytorch_model.bin", names="both", **changes):
+def published(folder, model_type="xlm-roberta", file="pytorch_model.bin", names="both", shard_by=None, **changes):
     """Writes such a folder from a stock model of random weights; returns that model and the published tensors."""
     stock = source_model(model_type, rows=ROWS)
     state = {name: tensor for name, tensor in stock.state_dict().items() if "word_embeddings" not in name}
@@ -40,10 +40,17 @@ def published(folder, model_type="xlm-roberta", file="pytorch_model.bin", names=
     config = stock.config.to_dict() | {"num_primitive": RANK, "architectures": [f"{model_type}Assembled"]} | changes
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config))
-    if file.endswith("bin"):
-        torch.save(state, folder / file)
-    else:
-        save_file({name: tensor.clone() for name, tensor in state.items()}, folder / file, {"format": "pt"})
+    shards = [state]
+    if shard_by is not None:
+        shards = [{n: t for n, t in state.items() if (shard_by in n) == chosen} for chosen in (False, True)]
+        files = [file.replace(".", f"-{i}-of-2.", 1) for i in (1, 2)]
+        index = {name: shard_file for shard_file, shard in zip(files, shards, strict=True) for name in shard}
+        (folder / f"{file}.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    for path, shard in zip([file] if shard_by is None else files, shards, strict=True):
+        if file.endswith("bin"):
+            torch.save(shard, folder / path)
+        else:
+            save_file({name: tensor.clone() for name, tensor in shard.items()}, folder / path, {"format": "pt"})
     return stock, tensors
 
 
@@ -57,12 +64,18 @@ def published_logits(stock, tensors):
 
 
 @pytest.mark.parametrize(
-    ("file", "names"),
-    [("pytorch_model.bin", "both"), ("model.safetensors", "embeddings"), ("model.safetensors", "lm_head")],
+    ("file", "names", "shard_by"),
+    [
+        ("pytorch_model.bin", "both", None),
+        ("model.safetensors", "embeddings", None),
+        ("model.safetensors", "lm_head", None),
+        ("pytorch_model.bin", "both", "lm_head"),
+        ("model.safetensors", "embeddings", "coordinates"),
+    ],
 )
 @pytest.mark.parametrize("model_type", ["roberta", "xlm-roberta"])
-def test_outputs_are_those_of_the_published_forward(model_type, file, names, tmp_path):
-    stock, tensors = published(tmp_path, model_type, file, names)
+def test_outputs_are_those_of_the_published_forward(model_type, file, names, shard_by, tmp_path):
+    stock, tensors = published(tmp_path, model_type, file, names, shard_by)
     model, info = load_published(tmp_path, output_loading_info=True)
     assert not any(info.values())
     expected = published_logits(stock, tensors)[1]
@@ -113,3 +126,7 @@ def test_what_is_not_such_a_folder_is_refused(tmp_path):
     (tmp_path / "empty" / "pytorch_model.bin").unlink()
     with pytest.raises(OSError, match=r"neither model\.safetensors nor pytorch_model\.bin"):
         load_published(tmp_path / "empty")
+    published(tmp_path / "halved", file="model.safetensors", shard_by="lm_head")
+    (tmp_path / "halved" / "model-2-of-2.safetensors").unlink()
+    with pytest.raises(OSError, match=r"model-2-of-2\.safetensors"):
+        load_published(tmp_path / "halved")

@@ -7,43 +7,21 @@ import sys
 
 import pytest
 import torch
-from test_build_model import AUTO, TOLERANCE, outputs
-from test_save_and_load import BATCH, LOAD, built
-from tiny_models import ENCODERS, OTHERS, inputs, source_model, table
+from test_save_and_load import LOAD
+from tiny_models import ENCODERS, TOLERANCE, built, inputs, source_model
 from torch.testing import assert_close
 
-from ofa_fast import build_model, to_dense
+from ofa_fast import to_dense
 
 
-@pytest.mark.parametrize("auto", AUTO, ids=lambda auto: auto.__name__)
 @pytest.mark.parametrize("model_type", ENCODERS)
-def test_dense_model_is_stock_and_computes_the_same(model_type, auto, tokenizers):
-    model = built(model_type, tokenizers, auto)
+def test_dense_model_is_stock(model_type, tokenizers):
+    model = built(model_type, tokenizers)
     dense = to_dense(model)
     assert type(dense).__module__.startswith("transformers.")
     assert type(dense.config).__module__.startswith("transformers.")
     assert (dense.config.model_type, dense.config.vocab_size) == (model_type, 264)
     assert not hasattr(dense.config, "rank")
-    assert_close(outputs(dense, BATCH), outputs(model, BATCH), **TOLERANCE)
-
-
-@pytest.mark.parametrize("model_type", OTHERS)
-def test_other_architectures(model_type, tokenizers):
-    model = built(model_type, tokenizers)
-    assert_close(outputs(to_dense(model), BATCH), outputs(model, BATCH), **TOLERANCE)
-
-
-@pytest.mark.parametrize("model_type", ["gpt2", "llama", "gemma", "gemma3_text", "t5", "bart", "mbart"])
-def test_both_generate_the_same_text(model_type, tokenizers):
-    model = built(model_type, tokenizers)
-    prompt = {"inputs": BATCH["input_ids"], "max_new_tokens": 6, "do_sample": False}
-    assert torch.equal(model.generate(**prompt), to_dense(model).generate(**prompt))
-
-
-def test_untied_head(tokenizers):
-    source = source_model("llama", tie_word_embeddings=False)
-    model = build_model(source, table(260, 4), tokenizers["bert"], head=table(260, 4))
-    assert_close(outputs(to_dense(model), BATCH), outputs(model, BATCH), **TOLERANCE)
 
 
 def test_head_is_tied_and_has_the_bias(tokenizers):
@@ -67,3 +45,10 @@ def test_a_process_without_ofa_fast_loads_it(tokenizers, tmp_path):
 def test_a_dense_model_is_refused():
     with pytest.raises(TypeError, match="BertForMaskedLM"):
         to_dense(source_model("bert"))
+
+
+def test_ends_that_have_come_apart_are_refused(tokenizers):
+    model = built("bert", tokenizers)
+    model.cls.predictions.decoder.basis = torch.nn.Parameter(model.cls.predictions.decoder.basis * 2)
+    with pytest.raises(ValueError, match="their basis differ"):
+        to_dense(model)

@@ -15,10 +15,13 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-import ofa_fast  # noqa: F401  registers the factorised model type
+from ofa_fast import build_model
 
 TEXT = Path(__file__).parents[2] / "examples" / "data" / "bible"
 WIDTH = 16
+BATCH = {"input_ids": torch.tensor([[5, 9, 31, 7, 3], [8, 6, 4, 2, 3]])}  # BART's classifiers read the last [SEP], 3
+LABELS = torch.where(BATCH["input_ids"] > 4, BATCH["input_ids"], -100)
+TOLERANCE = {"rtol": 0, "atol": 1e-5}
 
 _BERT = {
     "hidden_size": WIDTH,
@@ -93,6 +96,22 @@ def table(rows: int, rank: int, width: int = WIDTH, bias: bool = False) -> Simpl
 
 def dense(result) -> SimpleNamespace:
     return SimpleNamespace(coordinates=result.coordinates @ result.basis, basis=None, bias=result.bias)
+
+
+def built(model_type: str, tokenizers, auto=None, rank: int = 5, **changes):
+    """A factorised model of 264 rows, more than its tokenizer has tokens."""
+    source = source_model(model_type, auto, **changes)
+    width, bias = source.get_input_embeddings().embedding_dim, getattr(source.get_output_embeddings(), "bias", None)
+    head = None if source.config.tie_word_embeddings else table(264, rank, width)
+    result = table(264, rank, width, bias=bias is not None)
+    return build_model(source, result, tokenizers["bert"], head=head).eval()
+
+
+def outputs(model, batch) -> torch.Tensor:
+    """The output tensor of any of the model's kinds; encoder-decoders decode their own input."""
+    if model.config.is_encoder_decoder:
+        batch = batch | {"decoder_input_ids": batch["input_ids"]}
+    return model(**batch)[0]
 
 
 def train_tokenizer(kind: str, size: int = 260) -> PreTrainedTokenizerFast:

@@ -117,6 +117,11 @@ def test_head_and_its_loss_are_those_of_a_tied_linear(bias):
         nn.functional.cross_entropy(linear(hidden).flatten(0, 1), labels.flatten()),
     )
     assert_close(loss, expected)
+    called = []
+    head.register_forward_pre_hook(lambda *_: called.append(True))
+    for again in (head(hidden, labels), head.loss(hidden, labels)):  # hooks that gather parameters run in both
+        assert_close(again, expected)
+    assert len(called) == 2
     loss.backward()
     expected.backward()
     assert_close(embedding.coordinates.grad, dense.weight.grad @ embedding.basis.detach().T)
