@@ -219,6 +219,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--temperature", type=float, default=1.0, help="T of the languages' shares, p ∝ n^(1/T) (default: 1)")
     add("--mlm-probability", type=float, default=0.15, help="share of tokens an encoder predicts (default: 0.15)")
     add("--bf16", action="store_true", help="compute in bfloat16; weights stay float32")
+    add("--fsdp", action="store_true", help="shard weights and optimiser states over torchrun's processes (FSDP2)")
     add("--save-steps", type=_positive, default=500, help="steps between checkpoints (default: 500)")
     add("--eval-steps", type=_positive, help="steps between measurements on --eval-file (default: at the ends only)")
     add("--workers", type=int, default=0, help="processes that prepare batches (default: 0)")

@@ -32,6 +32,7 @@ DECISIVE = (
     "mlm_probability",
     "seed",
     "bf16",
+    "fsdp",
 )
 
 
@@ -55,6 +56,7 @@ def train(
     mlm_probability: float = 0.15,
     seed: int = 0,
     bf16: bool = False,
+    fsdp: bool = False,
     save_steps: int = 500,
     keep_checkpoints: int = 2,
     eval_steps: int | None = None,
@@ -100,6 +102,8 @@ def train(
         temperature: T of the shares of the languages, p ∝ n^(1/T) with n a language's sequences; above 1, small
             languages are seen more often than their text is long.
         bf16: compute in bfloat16 (autocast); weights and optimiser states stay float32.
+        fsdp: under ``torchrun``, shard weights, gradients and optimiser states over the processes (FSDP2) instead of
+            replicating them (DDP).
         workers: processes that prepare batches; 0 for none.
         device: "cpu" to stay off the GPU.
         resume: go on from the last complete checkpoint, or start where there is none. A finished ``out`` is returned
@@ -138,6 +142,10 @@ def train(
 
     first_step, checkpoint = checkpoints.latest() if resume else (0, None)
     args = _training_arguments(arguments, checkpoints, bool(eval_files), checkpoint is None)
+    if fsdp:
+        from ofa_fast.training.sharding import ShardedTrainer, check_processes
+
+        check_processes()
     is_main = args.process_index == 0
     progress = progress and is_main
     logging.disable_progress_bar()  # one for each file that it reads or writes, in the middle of ours
@@ -171,7 +179,7 @@ def train(
     if causal and not apart and progress:
         print(f"{model.config.model_type} cannot keep packed documents apart: attention crosses them", file=sys.stderr)
     collator = causal_collator(tokenizer, apart) if causal else masking_collator(tokenizer, mlm_probability, seed)
-    trainer = LanguageModelTrainer(
+    trainer = (ShardedTrainer if fsdp else LanguageModelTrainer)(
         model=model,
         args=args,
         collator=collator,
@@ -195,6 +203,7 @@ def train(
             )
         raise SystemExit(128 + recorder.signal)
 
+    weights = trainer.weights()
     if is_main:
         about = {
             "arguments": {**arguments, "steps": steps, "max_length": max_length},
@@ -211,7 +220,7 @@ def train(
         if causal:  # the Trainer has turned it off, in the checkpoints, too
             model.config.use_cache = getattr(AutoConfig.from_pretrained(model_dir), "use_cache", True)
         with atomic_folder(out, overwrite=overwrite) as work:
-            model.save_pretrained(work)
+            model.save_pretrained(work, state_dict=weights)
             tokenizer.save_pretrained(work)
             shutil.copyfile(checkpoints.losses_file, work / "losses.csv")
             report.plot(checkpoints.losses(), about["evaluations"], work / "loss.png")

@@ -39,6 +39,10 @@ class LanguageModelTrainer(Trainer):
         self.step_tokens = torch.zeros((), dtype=torch.int64, device=args.device)
         self.remove_callback(PrinterCallback)
 
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """All weights, on the first process; None where the model holds them itself."""
+        return None
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "position_ids" in inputs:
             # In them transformers looks for documents where there is neither an attention mask nor a cache.
@@ -70,10 +74,12 @@ class LanguageModelTrainer(Trainer):
         for part, label in enumerate(labels):
             rows = np.flatnonzero(codes == part)
             batches = [rows[begin : begin + size].tolist() for begin in range(0, len(rows), size)]
-            mine = batches[process::processes]
-            for batch in tqdm(mine, desc=f"held out: {label}", leave=False, disable=not self.progress):
+            # A sharded model needs every process in each forward pass: one that has no batch left repeats another.
+            turns = range(process, -(-len(batches) // processes) * processes, processes)
+            mine = [(batches[turn % len(batches)], turn < len(batches)) for turn in turns]
+            for batch, counts in tqdm(mine, desc=f"held out: {label}", leave=False, disable=not self.progress):
                 inputs = self._prepare_inputs(self.data_collator(examples(sequences, batch, batch)))
-                labelled = (inputs["labels"] != -100).sum()
+                labelled = (inputs["labels"] != -100).sum() * counts
                 totals[part, 0] += self.compute_loss(self.model, inputs).double() * labelled
                 totals[part, 1] += labelled
         totals = self.accelerator.reduce(totals, "sum").cpu()
