@@ -1,6 +1,6 @@
 """What a test runs in two processes: ``torchrun … two_processes.py JOBS``, with a JSON list of jobs for ``train``.
 
-A job's ``stop_at`` ends it with SIGTERM in that step and resumes it; ``kill_at`` kills the second process there, once.
+A job's ``stop_at`` ends it with SIGTERM in that step and resumes it; ``kill_at`` kills the second process there.
 """
 
 from __future__ import annotations
@@ -16,13 +16,10 @@ from ofa_fast.training.trainer import LanguageModelTrainer
 step = LanguageModelTrainer.training_step
 
 
-def run(kill_at=None, stop_at=None, log=None, **arguments):
+def run(kill_at=None, stop_at=None, **arguments):
     def interrupted(self, *inputs):
         now = self.state.global_step + 1
-        if log and self.args.process_index == 0:
-            with open(log, "a") as file:
-                print(os.environ["TORCHELASTIC_RESTART_COUNT"], now, file=file)
-        if now == kill_at and self.args.process_index == 1 and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+        if now == kill_at and self.args.process_index == 1:
             os.kill(os.getpid(), signal.SIGKILL)
         if now == stop_at and self.args.process_index == 1 and not arguments.get("resume"):
             signal.raise_signal(signal.SIGTERM)
