@@ -224,7 +224,9 @@ def _parser() -> argparse.ArgumentParser:
     add("--eval-steps", type=_positive, help="steps between measurements on --eval-file (default: at the ends only)")
     add("--workers", type=int, default=0, help="processes that prepare batches (default: 0)")
     add("--device", choices=("cpu",), help="stay off the GPU")
+    add("--country", metavar="ISO3", help="count CO2e for electricity from there, such as DEU")
     add("--seed", type=int, default=0, help="of the order and the masks (default: 0)")
+    add("--estimate", action="store_true", help="print the time, memory, energy and CO2e it would take, and stop")
     add("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
     add("--overwrite", action="store_true", help="replace --out where it exists")
 
@@ -297,14 +299,22 @@ def _init(args) -> None:
 
 
 def _train(args) -> None:
-    from ofa_fast.training import train
+    from ofa_fast.training import cost, estimate, train
 
-    report = train(**{name: value for name, value in vars(args).items() if name not in ("run", "debug")})
-    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
-        print(
+    options = {name: value for name, value in vars(args).items() if name not in ("run", "debug", "estimate")}
+    if args.estimate:
+        from ofa_fast.training.prediction import summary
+
+        lines = summary(estimate(**{name: options[name] for name in options if name not in ("resume", "overwrite")}))
+    else:
+        report = train(**options)
+        lines = [
             f"{args.out}: {report['arguments']['steps']} steps, final loss {report['final_loss']:.3f}, "
-            f"{report['tokens_per_second']:,.0f} tokens/s"
-        )
+            f"{report['tokens_per_second']:,.0f} tokens/s, {report['seconds']:,.0f} s",
+            *cost.summary(report),
+        ]
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
+        print("\n".join(lines))
 
 
 def _evaluate(args) -> None:

@@ -20,6 +20,7 @@ from pathlib import Path
 
 from ofa_fast._files import atomic_file, atomic_folder
 
+ENERGY = "energy_kwh.json"
 COLUMNS = ("step", "epoch", "loss", "learning_rate", "tokens", "seconds")
 
 
@@ -30,6 +31,7 @@ class Checkpoints:
         self.partial = self.folder / ".partial"
         self.run_file = self.folder / "run.json"
         self.losses_file = self.folder / "losses.csv"
+        self.energy: float | None = 0.0  # kWh up to the checkpoint from which a run goes on
 
     def complete(self) -> dict[int, Path]:
         """The complete checkpoints by step, in order."""
@@ -67,7 +69,8 @@ class Checkpoints:
                     "was started; resume it with the same value, or start again with overwrite"
                 )
         self._clear_partial()
-        step, _ = self.latest()
+        step, checkpoint = self.latest()
+        self.energy = json.loads((checkpoint / ENERGY).read_text())
         rows = [row for row in self.losses() if row["step"] <= step]
         with atomic_file(self.losses_file) as file, open(file, "w", newline="") as stream:
             writer = csv.DictWriter(stream, COLUMNS)
@@ -94,9 +97,10 @@ class Checkpoints:
             for row in csv.DictReader(lines)
         ]
 
-    def commit(self, step: int, keep: int) -> None:
+    def commit(self, step: int, keep: int, energy: float | None) -> None:
         """Turn the Trainer's ``.partial/checkpoint-<step>`` into a complete checkpoint, then drop all but ``keep``."""
         written = self.partial / f"checkpoint-{step}"
+        (written / ENERGY).write_text(json.dumps(energy))
         if step not in self.complete():
             with atomic_folder(self.folder / written.name) as work:
                 for file in written.iterdir():

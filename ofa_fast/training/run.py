@@ -7,12 +7,14 @@ import math
 import os
 import shutil
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 
 from ofa_fast._files import atomic_folder
-from ofa_fast.training import report
+from ofa_fast.training import cost, report
 from ofa_fast.training.checkpoints import Checkpoints
 from ofa_fast.training.data import Stream, causal_collator, masking_collator, packed_sequences
 from ofa_fast.training.text import Files, check_files, states
@@ -63,6 +65,7 @@ def train(
     log_steps: int = 10,
     workers: int = 0,
     device: str | None = None,
+    country: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -106,6 +109,7 @@ def train(
             replicating them (DDP).
         workers: processes that prepare batches; 0 for none.
         device: "cpu" to stay off the GPU.
+        country: ISO 3166 code of three letters, such as "DEU", whose electricity the report counts CO2e for.
         resume: go on from the last complete checkpoint, or start where there is none. A finished ``out`` is returned
             as it is.
         overwrite: replace ``out``, and forget the checkpoints of an earlier run.
@@ -123,6 +127,7 @@ def train(
     """
     arguments = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "progress")}
     _check_numbers(arguments)
+    grams_per_kwh = cost.carbon_intensity(country)
     out = Path(out)
     checkpoints = Checkpoints(out)
     if resume and (out / REPORT).exists():
@@ -156,10 +161,12 @@ def train(
     check_tokenizer(tokenizer, model, causal)
     max_length = sequence_length(max_length, model)
     text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress, causal)
+    begin = time.perf_counter()
     with args.main_process_first(desc="tokenising"):
         train_sequences, eval_sequences = (
             packed_sequences(own, name, *text) if own else None for name, own in files.items()
         )
+    tokenised = time.perf_counter() - begin
     batch = batch_size * gradient_accumulation_steps * args.world_size
     args.max_steps = steps = steps or math.ceil(epochs * len(train_sequences) / batch)
     run = {
@@ -188,11 +195,12 @@ def train(
         progress=progress,
     )
     trainer.accelerator.wait_for_everyone()
-    recorder = Recorder(trainer, checkpoints, keep_checkpoints, log_steps, len(train_sequences) / batch)
+    meter = cost.EnergyMeter()
+    recorder = Recorder(trainer, checkpoints, keep_checkpoints, log_steps, len(train_sequences) / batch, meter)
     trainer.add_callback(recorder)
     if progress and checkpoint:
         print(f"resuming after step {first_step} of {steps}", file=sys.stderr)
-    with recorder.catching_signals():
+    with recorder.catching_signals(), meter if args.local_process_index == 0 else nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < steps:
         if is_main:
@@ -203,7 +211,7 @@ def train(
             )
         raise SystemExit(128 + recorder.signal)
 
-    weights = trainer.weights()
+    weights, energy, watts = trainer.weights(), recorder.energy(), recorder.watts()
     if is_main:
         about = {
             "arguments": {**arguments, "steps": steps, "max_length": max_length},
@@ -215,6 +223,10 @@ def train(
             "parameters": report.parameters(model),
             "new_weights": new_weights,
             **report.losses(checkpoints.losses(), trainer.state.log_history),
+            "tokenising_seconds": tokenised,
+            "evaluation_seconds": trainer.evaluation_seconds,
+            "cost": cost.emissions(energy, watts, country, grams_per_kwh, meter.source),
+            "memory": cost.table_memory(model, trainer.optimizer),
             **report.machine(args.device),
         }
         if causal:  # the Trainer has turned it off, in the checkpoints, too
@@ -235,18 +247,22 @@ def _finished(out: Path, checkpoints: Checkpoints) -> dict:
     return json.loads((out / REPORT).read_text())
 
 
+def on_cpu(device: str | None) -> bool:
+    return device == "cpu" or not torch.accelerator.is_available()
+
+
 def _training_arguments(arguments: dict, checkpoints: Checkpoints, evaluate: bool, fresh: bool):
     from transformers import TrainingArguments
 
-    on_cpu = arguments["device"] == "cpu" or not torch.accelerator.is_available()
+    cpu = on_cpu(arguments["device"])
     return TrainingArguments(
         output_dir=str(checkpoints.partial),
         per_device_train_batch_size=arguments["batch_size"],
         per_device_eval_batch_size=arguments["batch_size"],
         lr_scheduler_type=arguments["schedule"],
         dataloader_num_workers=arguments["workers"],
-        dataloader_pin_memory=not on_cpu,
-        use_cpu=on_cpu,
+        dataloader_pin_memory=not cpu,
+        use_cpu=cpu,
         save_strategy="steps",
         eval_strategy="steps" if evaluate else "no",
         eval_on_start=evaluate and fresh,

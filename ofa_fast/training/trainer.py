@@ -17,6 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from ofa_fast.training.checkpoints import Checkpoints
+from ofa_fast.training.cost import EnergyMeter
 from ofa_fast.training.data import examples, languages
 
 
@@ -107,9 +108,10 @@ class Recorder(TrainerCallback):
         keep: int,
         log_steps: int,
         steps_per_epoch: float,
+        meter: EnergyMeter,
     ) -> None:
         self.trainer, self.checkpoints, self.keep, self.log_steps = trainer, checkpoints, keep, log_steps
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.meter = steps_per_epoch, meter
         self.signal: int | None = None
         self._pending: list[tuple] = []
         rows = checkpoints.losses()
@@ -177,13 +179,29 @@ class Recorder(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self._write_losses()
         self.trainer.accelerator.wait_for_everyone()
+        energy = self.energy()
         if state.is_world_process_zero:
-            self.checkpoints.commit(state.global_step, self.keep)
+            self.checkpoints.commit(state.global_step, self.keep, energy)
         self.trainer.accelerator.wait_for_everyone()
 
     def on_train_end(self, args, state, control, **kwargs):
         self._write_losses()
         self._bar.close()
+
+    def energy(self) -> float | None:
+        """kWh of all machines from the first step on; None where one of them does not know."""
+        before, now = self.checkpoints.energy, self._of_machines(self.meter.kwh)
+        return None if before is None or now is None else before + now
+
+    def watts(self) -> float | None:
+        return self._of_machines(self.meter.watts)
+
+    def _of_machines(self, read) -> float | None:
+        mine = read() if self.trainer.args.local_process_index == 0 else 0.0
+        device = self.trainer.args.device
+        total = torch.tensor(math.nan if mine is None else mine, dtype=torch.float64, device=device)
+        total = float(self.trainer.accelerator.reduce(total, "sum"))
+        return None if math.isnan(total) else total
 
     def _stop_wanted(self) -> bool:
         if self.trainer.args.world_size == 1:
