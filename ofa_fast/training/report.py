@@ -12,24 +12,22 @@ import numpy as np
 import torch
 
 import ofa_fast
-from ofa_fast.training.data import languages, quotas
+from ofa_fast.training.data import quotas
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel
+
+    from ofa_fast.training.packing import Sequences
 
 CURVE_POINTS = 200
 EVALUATED = ("loss", "perplexity", "losses", "perplexities")
 
 
-def text_statistics(sequences: Dataset, temperature: float) -> dict[str, dict]:
+def text_statistics(sequences: Sequences, temperature: float) -> dict[str, dict]:
     """Of each language: its sequences, its tokens, and its share of the sequences that are drawn at ``temperature``."""
-    import pyarrow.compute as pc
-
-    names, codes = languages(sequences)
-    lengths = pc.list_value_length(sequences.data.column("input_ids")).to_numpy()
+    names, codes = sequences.languages, sequences.rows["language"]
     counts = np.bincount(codes, minlength=len(names))
-    tokens = np.bincount(codes, lengths, minlength=len(names))
+    tokens = np.bincount(codes, sequences.rows["length"], minlength=len(names))
     shares = quotas(counts, temperature) / len(sequences)
     return {
         name: {"sequences": int(counts[i]), "tokens": int(tokens[i]), "share": float(shares[i])}

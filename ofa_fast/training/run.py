@@ -14,7 +14,8 @@ import torch
 from ofa_fast._files import atomic_folder
 from ofa_fast.training import report
 from ofa_fast.training.checkpoints import Checkpoints
-from ofa_fast.training.data import Stream, causal_collator, masking_collator, packed_sequences
+from ofa_fast.training.data import Stream, causal_collator, masking_collator
+from ofa_fast.training.packing import packed_sequences
 from ofa_fast.training.text import Files, check_files, states
 
 REPORT = "training.json"

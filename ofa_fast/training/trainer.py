@@ -17,7 +17,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from ofa_fast.training.checkpoints import Checkpoints
-from ofa_fast.training.data import examples, languages
+from ofa_fast.training.data import examples
 
 
 class LanguageModelTrainer(Trainer):
@@ -64,7 +64,7 @@ class LanguageModelTrainer(Trainer):
         start = time.perf_counter()
         self.model.eval()
         sequences = self.eval_dataset
-        labels, codes = languages(sequences)
+        labels, codes = sequences.languages, sequences.rows["language"]
         size, processes, process = self.args.eval_batch_size, self.args.world_size, self.args.process_index
         totals = torch.zeros(len(labels), 2, dtype=torch.float64, device=self.args.device)
         for part, label in enumerate(labels):

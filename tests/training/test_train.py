@@ -29,7 +29,8 @@ from transformers import (
 from ofa_fast.nn import FactorizedEmbedding
 from ofa_fast.training import train
 from ofa_fast.training.checkpoints import Checkpoints
-from ofa_fast.training.data import Stream, masking_collator, packed_sequences
+from ofa_fast.training.data import Stream, masking_collator
+from ofa_fast.training.packing import packed_sequences
 from ofa_fast.training.trainer import LanguageModelTrainer, Recorder
 
 OPTIONS = {"steps": 12, "batch_size": 4, "max_length": 32, "learning_rate": 1e-3, "save_steps": 3, "progress": False}
