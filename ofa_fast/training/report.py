@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ofa_fast.training.packing import Sequences
 
 CURVE_POINTS = 200
+NAMED = 10  # languages in the legend of a plot
 EVALUATED = ("loss", "perplexity", "losses", "perplexities")
 
 
@@ -90,24 +91,45 @@ def machine(device: torch.device) -> dict:
 
 
 def plot(rows: list[dict], evaluations: list[dict], path: Path) -> None:
-    """The loss over the steps; nothing where matplotlib is not installed."""
+    """Loss, held-out perplexity by language and learning rate over the steps; nothing where matplotlib is missing."""
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
         return
-    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
-    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color="tab:blue", alpha=0.3, linewidth=1)
-    means = curve(rows)
-    axes.plot([p["step"] for p in means], [p["loss"] for p in means], color="tab:blue", label="training")
-    if evaluations:
-        axes.plot(
-            [e["step"] for e in evaluations],
-            [e["loss"] for e in evaluations],
-            "o-",
-            color="tab:orange",
-            label="held out",
-        )
-    axes.set(xlabel="step", ylabel="loss (nats a token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=150)
+    heights = (3, 3, 1) if evaluations else (3, 1)
+    figure = Figure(figsize=(9, 1.3 * sum(heights)), layout="constrained")
+    losses, *middle, rates = figure.subplots(len(heights), sharex=True, height_ratios=heights)
+    steps, values = [row["step"] for row in rows], [row["loss"] for row in rows]
+    losses.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=1, label="training, every step")
+    if (width := len(rows) // 20) > 1:
+        means = np.convolve(values, np.full(width, 1 / width), "valid")
+        centres = steps[width // 2 :][: len(means)]
+        losses.plot(centres, means, color="tab:blue", label=f"training, mean of {width} steps")
+    for axes in middle:
+        measured = [evaluation["step"] for evaluation in evaluations]
+        losses.plot(measured, [e["loss"] for e in evaluations], "o-", color="tab:orange", label="held out")
+        _plot_languages(axes, measured, [e["perplexities"] for e in evaluations], colormaps["tab10"])
+        axes.set(ylabel="held-out perplexity", yscale="log")
+    rates.plot(steps, [row["learning_rate"] for row in rows], color="tab:green")
+    losses.set(ylabel="loss (nats a token)")
+    losses.legend()
+    rates.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    for axes in (losses, *middle, rates):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _plot_languages(axes, steps: list[int], perplexities: list[dict[str, float]], colors) -> None:
+    """A line a language; beyond ``NAMED`` of them only the highest and the lowest have a name and a color."""
+    last = perplexities[-1]
+    falling = sorted(last, key=last.get, reverse=True)
+    named = falling if len(last) <= NAMED else [*falling[: NAMED // 2], *falling[-NAMED // 2 :]]
+    for language in falling:
+        own = {"color": "lightgrey", "zorder": 1}
+        if language in named:
+            label = f"{language}  {last[language]:,.1f} at the end"
+            own = {"color": colors(named.index(language)), "zorder": 2, "label": label}
+        axes.plot(steps, [measured[language] for measured in perplexities], "o-", markersize=4, **own)
+    title = None if named == falling else f"highest and lowest of {len(last)}"
+    axes.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -280,7 +280,9 @@ def test_an_encoder_without_head_gets_one(dense_dir, tokenizer, texts, tmp_path)
 
 
 def test_bfloat16_and_worker_processes(factorized_dir, texts, tmp_path):
-    report = train(factorized_dir, texts, tmp_path / "out", **OPTIONS | {"steps": 4, "bf16": True, "workers": 1})
+    report = train(
+        factorized_dir, texts, tmp_path / "out", **OPTIONS | {"steps": 4, "precision": "bfloat16", "workers": 1}
+    )
     assert report["losses"][-1]["loss"] < 7
     assert AutoModelForMaskedLM.from_pretrained(tmp_path / "out").dtype == torch.float32
 
@@ -303,6 +305,11 @@ def test_a_diverging_loss_ends_the_run(dense_dir, texts, tmp_path):
         ({"max_length": 2}, ValueError, "max_length: 2 leaves no room"),
         ({"batch_size": 0}, ValueError, "batch_size: expected a positive whole number, got 0"),
         ({"temperature": 0.5}, ValueError, "temperature: expected a number of at least 1, got 0.5"),
+        ({"freeze": "head"}, ValueError, "freeze: expected one of none, table, body, copied, got 'head'"),
+        ({"freeze_steps": 3}, ValueError, "freeze_steps: nothing is frozen; say what with freeze"),
+        ({"precision": "bf16"}, ValueError, "precision: expected one of float32, bfloat16, float16, got 'bf16'"),
+        ({"precision": "float16", "device": "cpu"}, ValueError, "precision: float16 needs a GPU"),
+        ({"effective_batch_size": 10}, ValueError, "10 is not batch_size 4 × 1 processes × a whole number"),
         ({"mlm_probability": 1.5}, ValueError, "mlm_probability: expected a share"),
     ],
 )
