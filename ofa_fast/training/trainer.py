@@ -63,6 +63,9 @@ class LanguageModelTrainer(Trainer):
         self.step_tokens = self.step_tokens + inputs["attention_mask"].sum().to(self.step_tokens.device)
         return loss
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Nothing: the model was loaded from the checkpoint to begin with."""
+
     def get_decay_parameter_names(self, model) -> list[str]:
         # Decay would move rows without a gradient, too.
         return [name for name in super().get_decay_parameter_names(model) if name not in self.freezing.rows]

@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 import torch
@@ -191,32 +190,6 @@ def test_signals_save_a_checkpoint_and_resuming_gives_the_same_curve(
     first, second = (AutoModelForMaskedLM.from_pretrained(folder).state_dict() for folder in (out, uninterrupted))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert train(factorized_dir, texts, out, resume=True, **OPTIONS) == report
-
-
-def test_a_killed_run_leaves_whole_checkpoints_and_resumes_to_the_same_curve(
-    uninterrupted, factorized_dir, texts, tmp_path
-):
-    out = tmp_path / "out"
-    options = OPTIONS | {"save_steps": 1, "keep_checkpoints": 3}
-    program = (
-        "import torch; torch.set_num_threads(1); from ofa_fast.training import train;"
-        f"train({str(factorized_dir)!r}, {[str(path) for path in texts]!r}, {str(out)!r}, **{options!r})"
-    )
-    process = subprocess.Popen([sys.executable, "-c", program])
-    checkpoints = Checkpoints(out)
-    while not checkpoints.complete() and process.poll() is None:
-        time.sleep(0.001)
-    time.sleep(int.from_bytes(os.urandom(1), "big") / 256 * 0.1)  # anywhere in one of the next steps
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-    for folder in checkpoints.complete().values():
-        AutoModelForMaskedLM.from_pretrained(folder)
-        assert {"optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"} <= {
-            p.name for p in folder.iterdir()
-        }
-    train(factorized_dir, texts, out, resume=True, **options)
-    assert curve(out) == curve(uninterrupted)
 
 
 def test_what_a_killed_run_leaves_half_written_is_ignored(uninterrupted, factorized_dir, texts, tmp_path, monkeypatch):
