@@ -63,19 +63,31 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable, labelled_
     add("--save-steps", type=positive, help="steps between checkpoints (default: 500)")
     add("--eval-steps", type=positive, help="steps between measurements on --eval-file (default: at the ends only)")
     add("--tensorboard", action="store_true", help="write logs for TensorBoard, too")
+    add("--fsdp", action="store_true", help="shard weights and optimiser states over torchrun's processes (FSDP2)")
     add("--workers", type=int, help="processes that prepare batches (default: 0)")
     add("--device", choices=("cpu",), help="stay off the GPU")
+    add("--country", metavar="ISO3", help="count CO2e for electricity from there, such as DEU")
+    add("--estimate", action="store_true", help="print the time, memory, energy and CO2e it would take, and stop")
     add("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
     add("--overwrite", action="store_true", help="replace --out where it exists")
 
 
 def run(args: argparse.Namespace) -> None:
-    from ofa_fast.training import train, with_preset
+    from ofa_fast.training import cost, estimate, train, with_preset
 
-    given = {name: value for name, value in vars(args).items() if name not in ("run", "debug", "preset")}
-    report = train(**(with_preset(args.preset, given) if "preset" in args else given))
-    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
-        print(
+    options = {name: value for name, value in vars(args).items() if name not in ("run", "debug", "preset", "estimate")}
+    if "preset" in args:
+        options = with_preset(args.preset, options)
+    if "estimate" in args:
+        from ofa_fast.training.prediction import summary
+
+        lines = summary(estimate(**{name: options[name] for name in options if name not in ("resume", "overwrite")}))
+    else:
+        report = train(**options)
+        lines = [
             f"{args.out}: {report['arguments']['steps']} steps, final loss {report['final_loss']:.3f}, "
-            f"{report['tokens_per_second']:,.0f} tokens/s"
-        )
+            f"{report['tokens_per_second']:,.0f} tokens/s, {report['seconds']:,.0f} s",
+            *cost.summary(report),
+        ]
+    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
+        print("\n".join(lines))

@@ -22,6 +22,7 @@ from pathlib import Path
 
 from ofa_fast._files import atomic_file, atomic_folder
 
+ENERGY = "energy_kwh.json"
 COLUMNS = {
     "losses.csv": ("step", "epoch", "loss", "learning_rate", "tokens", "seconds"),
     "evaluations.csv": ("step", "language", "loss", "perplexity"),
@@ -38,6 +39,7 @@ class Checkpoints:
         self.losses_file = self.folder / "losses.csv"
         self.evaluations_file = self.folder / "evaluations.csv"
         self.tensorboard = self.folder / "tensorboard"
+        self.energy: float | None = 0.0  # kWh up to the checkpoint from which a run goes on
 
     def complete(self) -> dict[int, Path]:
         """The complete checkpoints by step, in order."""
@@ -77,7 +79,8 @@ class Checkpoints:
                     "was started; resume it with the same value, or start again with overwrite"
                 )
         self._clear_partial()
-        step, _ = self.latest()
+        step, checkpoint = self.latest()
+        self.energy = json.loads((checkpoint / ENERGY).read_text())
         for table in (self.losses_file, self.evaluations_file):
             if not table.exists():
                 continue
@@ -115,9 +118,10 @@ class Checkpoints:
         if self.tensorboard.exists():
             shutil.copytree(self.tensorboard, out / self.tensorboard.name)
 
-    def commit(self, step: int, keep: int) -> None:
+    def commit(self, step: int, keep: int, energy: float | None) -> None:
         """Turn the Trainer's ``.partial/checkpoint-<step>`` into a complete checkpoint, then drop all but ``keep``."""
         written = self.partial / f"checkpoint-{step}"
+        (written / ENERGY).write_text(json.dumps(energy))
         if step not in self.complete():
             with atomic_folder(self.folder / written.name) as work:
                 for file in written.iterdir():

@@ -6,10 +6,12 @@ import json
 import math
 import os
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
 from ofa_fast._files import atomic_folder
-from ofa_fast.training import report, settings
+from ofa_fast.training import cost, report, settings
 from ofa_fast.training.checkpoints import Checkpoints
 from ofa_fast.training.data import Stream, causal_collator, masking_collator
 from ofa_fast.training.packing import packed_sequences
@@ -42,6 +44,7 @@ def train(
     freeze_steps: int | None = None,
     seed: int = 0,
     precision: str = "float32",
+    fsdp: bool = False,
     save_steps: int = 500,
     keep_checkpoints: int = 2,
     eval_steps: int | None = None,
@@ -49,6 +52,7 @@ def train(
     tensorboard: bool = False,
     workers: int = 0,
     device: str | None = None,
+    country: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -99,10 +103,13 @@ def train(
             initialisation in ``model_dir``; such a table has no weight decay).
         freeze_steps: train everything after so many steps.
         precision: "float32", "bfloat16" or, on a GPU, "float16" (autocast); weights and optimiser states stay float32.
+        fsdp: under ``torchrun``, shard weights, gradients and optimiser states over the processes (FSDP2) instead of
+            replicating them (DDP).
         tensorboard: write losses, learning rate and perplexities for TensorBoard, too: to ``<out>.checkpoints`` while
             it runs, and to ``out/tensorboard`` in the end.
         workers: processes that prepare batches; 0 for none.
         device: "cpu" to stay off the GPU.
+        country: ISO 3166 code of three letters, such as "DEU", whose electricity the report counts CO2e for.
         resume: go on from the last complete checkpoint, or start where there is none. A finished ``out`` is returned
             as it is.
         overwrite: replace ``out``, and forget the checkpoints of an earlier run.
@@ -122,6 +129,7 @@ def train(
     arguments = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "progress")}
     settings.check(arguments)
     gradient_accumulation_steps = arguments["gradient_accumulation_steps"] = settings.accumulation(arguments)
+    grams_per_kwh = cost.carbon_intensity(country)
     out = Path(out)
     checkpoints = Checkpoints(out)
     if resume and (out / REPORT).exists():
@@ -142,6 +150,10 @@ def train(
 
     first_step, checkpoint = checkpoints.latest() if resume else (0, None)
     args = settings.training_arguments(arguments, checkpoints.partial, bool(eval_files), checkpoint is None)
+    if fsdp:
+        from ofa_fast.training.sharding import ShardedTrainer, check_processes
+
+        check_processes()
     is_main = args.process_index == 0
     progress = progress and is_main
     logging.disable_progress_bar()  # one for each file that it reads or writes, in the middle of ours
@@ -155,10 +167,12 @@ def train(
     max_length = sequence_length(max_length, model)
     freezing = Freezing(model, freeze, freeze_steps, model_dir)
     text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress, causal, whole_words)
+    begin = time.perf_counter()
     with args.main_process_first(desc="tokenising"):
         train_sequences, eval_sequences = (
             packed_sequences(own, name, *text) if own else None for name, own in files.items()
         )
+    tokenised = time.perf_counter() - begin
     batch = batch_size * gradient_accumulation_steps * args.world_size
     args.max_steps = steps = steps or math.ceil(epochs * len(train_sequences) / batch)
     run = {
@@ -178,7 +192,7 @@ def train(
     if causal and not apart and progress:
         print(f"{model.config.model_type} cannot keep packed documents apart: attention crosses them", file=sys.stderr)
     collator = causal_collator(tokenizer, apart) if causal else masking_collator(tokenizer, mlm_probability, seed)
-    trainer = LanguageModelTrainer(
+    trainer = (ShardedTrainer if fsdp else LanguageModelTrainer)(
         model=model,
         args=args,
         collator=collator,
@@ -188,11 +202,14 @@ def train(
         progress=progress,
     )
     trainer.accelerator.wait_for_everyone()
-    recorder = Recorder(trainer, checkpoints, keep_checkpoints, log_steps, len(train_sequences) / batch, tensorboard)
+    meter = cost.EnergyMeter()
+    recorder = Recorder(
+        trainer, checkpoints, keep_checkpoints, log_steps, len(train_sequences) / batch, meter, tensorboard
+    )
     trainer.add_callback(recorder)
     if progress and checkpoint:
         print(f"resuming after step {first_step} of {steps}", file=sys.stderr)
-    with recorder.catching_signals():
+    with recorder.catching_signals(), meter if args.local_process_index == 0 else nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < steps:
         if is_main:
@@ -203,6 +220,7 @@ def train(
             )
         raise SystemExit(128 + recorder.signal)
 
+    weights, energy, watts = trainer.weights(), recorder.energy(), recorder.watts()
     if is_main:
         about = {
             "arguments": {**arguments, "steps": steps, "max_length": max_length},
@@ -214,12 +232,16 @@ def train(
             "parameters": report.parameters(model) | {"trained": freezing.trained()},
             "new_weights": new_weights,
             **report.losses(checkpoints.losses(), trainer.state.log_history),
+            "tokenising_seconds": tokenised,
+            "evaluation_seconds": trainer.evaluation_seconds,
+            "cost": cost.emissions(energy, watts, country, grams_per_kwh, meter.source),
+            "memory": cost.table_memory(model, trainer.optimizer),
             **report.machine(args.device),
         }
         if causal:  # the Trainer has turned it off, in the checkpoints, too
             model.config.use_cache = getattr(AutoConfig.from_pretrained(model_dir), "use_cache", True)
         with atomic_folder(out, overwrite=overwrite) as work:
-            model.save_pretrained(work)
+            model.save_pretrained(work, state_dict=weights)
             tokenizer.save_pretrained(work)
             checkpoints.copy_tables(work)
             report.plot(checkpoints.losses(), about["evaluations"], work / "loss.png")

@@ -54,6 +54,7 @@ DECISIVE = (
     "whole_words",
     "seed",
     "precision",
+    "fsdp",
     "freeze",
     "freeze_steps",
 )
@@ -98,15 +99,17 @@ def check(arguments: dict) -> None:
         raise ValueError(f"mlm_probability: expected a share above 0 and up to 1, got {arguments['mlm_probability']!r}")
     if arguments["freeze_steps"] and arguments["freeze"] == "none":
         raise ValueError("freeze_steps: nothing is frozen; say what with freeze, as in freeze='body'")
-    if arguments["precision"] == "float16" and on_cpu(arguments):
+    if arguments["fsdp"] and (arguments["freeze"] == "copied" or arguments["freeze_steps"]):
+        raise ValueError("fsdp: sharded weights can be frozen only as a whole and for good; train with DDP, or freeze otherwise")
+    if arguments["precision"] == "float16" and on_cpu(arguments["device"]):
         raise ValueError(
             "precision: float16 needs a GPU and its loss scaling, without which small gradients vanish; "
             "on a CPU choose float32 or bfloat16"
         )
 
 
-def on_cpu(arguments: dict) -> bool:
-    return arguments["device"] == "cpu" or not torch.accelerator.is_available()
+def on_cpu(device: str | None) -> bool:
+    return device == "cpu" or not torch.accelerator.is_available()
 
 
 def accumulation(arguments: dict) -> int:
@@ -133,14 +136,15 @@ def training_arguments(arguments: dict, folder: Path, evaluate: bool, fresh: boo
     """transformers' ``TrainingArguments``, for a Trainer that writes to ``folder``."""
     from transformers import TrainingArguments
 
+    cpu = on_cpu(arguments["device"])
     return TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=arguments["batch_size"],
         per_device_eval_batch_size=arguments["batch_size"],
         lr_scheduler_type=arguments["schedule"],
         dataloader_num_workers=arguments["workers"],
-        dataloader_pin_memory=not on_cpu(arguments),
-        use_cpu=on_cpu(arguments),
+        dataloader_pin_memory=not cpu,
+        use_cpu=cpu,
         save_strategy="steps",
         eval_strategy="steps" if evaluate else "no",
         eval_on_start=evaluate and fresh,

@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from ofa_fast.training.checkpoints import Checkpoints
+from ofa_fast.training.cost import EnergyMeter
 from ofa_fast.training.data import examples
 
 ALL = "(all)"  # the language of evaluations.csv for all held-out text
@@ -41,6 +42,10 @@ class LanguageModelTrainer(Trainer):
         self.step_loss = torch.zeros((), device=args.device)
         self.step_tokens = torch.zeros((), dtype=torch.int64, device=args.device)
         self.remove_callback(PrinterCallback)
+
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """All weights, on the first process; None where the model holds them itself."""
+        return None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "position_ids" in inputs:
@@ -82,10 +87,12 @@ class LanguageModelTrainer(Trainer):
         for part, label in enumerate(labels):
             rows = np.flatnonzero(codes == part)
             batches = [rows[begin : begin + size].tolist() for begin in range(0, len(rows), size)]
-            mine = batches[process::processes]
-            for batch in tqdm(mine, desc=f"held out: {label}", leave=False, disable=not self.progress):
+            # A sharded model needs every process in each forward pass: one that has no batch left repeats another.
+            turns = range(process, -(-len(batches) // processes) * processes, processes)
+            mine = [(batches[turn % len(batches)], turn < len(batches)) for turn in turns]
+            for batch, counts in tqdm(mine, desc=f"held out: {label}", leave=False, disable=not self.progress):
                 inputs = self._prepare_inputs(self.data_collator(examples(sequences, batch, batch)))
-                labelled = (inputs["labels"] != -100).sum()
+                labelled = (inputs["labels"] != -100).sum() * counts
                 totals[part, 0] += self.compute_loss(self.model, inputs).double() * labelled
                 totals[part, 1] += labelled
         totals = self.accelerator.reduce(totals, "sum").cpu()
@@ -113,10 +120,11 @@ class Recorder(TrainerCallback):
         keep: int,
         log_steps: int,
         steps_per_epoch: float,
+        meter: EnergyMeter,
         tensorboard: bool = False,
     ) -> None:
         self.trainer, self.checkpoints, self.keep, self.log_steps = trainer, checkpoints, keep, log_steps
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.meter = steps_per_epoch, meter
         self.signal: int | None = None
         self._pending: list[tuple] = []
         self._board = None
@@ -200,8 +208,9 @@ class Recorder(TrainerCallback):
     def on_save(self, args, state, control, **kwargs):
         self._write_losses()
         self.trainer.accelerator.wait_for_everyone()
+        energy = self.energy()
         if state.is_world_process_zero:
-            self.checkpoints.commit(state.global_step, self.keep)
+            self.checkpoints.commit(state.global_step, self.keep, energy)
         self.trainer.accelerator.wait_for_everyone()
 
     def on_train_end(self, args, state, control, **kwargs):
@@ -209,6 +218,21 @@ class Recorder(TrainerCallback):
         self._bar.close()
         if self._board:
             self._board.close()
+
+    def energy(self) -> float | None:
+        """kWh of all machines from the first step on; None where one of them does not know."""
+        before, now = self.checkpoints.energy, self._of_machines(self.meter.kwh)
+        return None if before is None or now is None else before + now
+
+    def watts(self) -> float | None:
+        return self._of_machines(self.meter.watts)
+
+    def _of_machines(self, read) -> float | None:
+        mine = read() if self.trainer.args.local_process_index == 0 else 0.0
+        device = self.trainer.args.device
+        total = torch.tensor(math.nan if mine is None else mine, dtype=torch.float64, device=device)
+        total = float(self.trainer.accelerator.reduce(total, "sum"))
+        return None if math.isnan(total) else total
 
     def _stop_wanted(self) -> bool:
         if self.trainer.args.world_size == 1:

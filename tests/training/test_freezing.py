@@ -89,8 +89,8 @@ def test_a_frozen_start_is_resumed_exactly(freeze, initialised, texts, tmp_path,
     options = OPTIONS | {"freeze": freeze, "freeze_steps": 3, "save_steps": 1, "weight_decay": 0.1, "seed": 1}
     commit, kept = Checkpoints.commit, {}
 
-    def keep_copy(self, step, keep):
-        commit(self, step, keep)
+    def keep_copy(self, step, keep, energy):
+        commit(self, step, keep, energy)
         kept[step] = AutoModelForMaskedLM.from_pretrained(self.latest()[1]).state_dict()
 
     monkeypatch.setattr(Checkpoints, "commit", keep_copy)
@@ -107,8 +107,8 @@ def test_a_frozen_start_is_resumed_exactly(freeze, initialised, texts, tmp_path,
 
     for last in (2, 3, 4):
 
-        def die(self, step, keep, last=last):
-            commit(self, step, keep)
+        def die(self, step, keep, energy, last=last):
+            commit(self, step, keep, energy)
             if step == last:
                 raise MemoryError
 
@@ -152,10 +152,10 @@ def test_held_out_loss_and_perplexity_by_language_during_training(factorized_dir
 
     commit = Checkpoints.commit
 
-    def die(self, step, keep):
+    def die(self, step, keep, energy):
         if step == 4:
             raise MemoryError
-        commit(self, step, keep)
+        commit(self, step, keep, energy)
 
     # Killed after the measurement at step 4, before its checkpoint: the run goes on from step 2 and measures again.
     monkeypatch.setattr(Checkpoints, "commit", die)

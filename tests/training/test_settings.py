@@ -48,11 +48,11 @@ def test_every_argument_of_train_is_on_the_command_line():
         "--whole-words --seed 1 --steps 5 --epochs 2 --batch-size 3 --gradient-accumulation-steps 2 "
         "--effective-batch-size 6 --learning-rate 1e-4 --schedule cosine --warmup-steps 2 --weight-decay 0.1 "
         "--freeze body --freeze-steps 2 --precision bfloat16 --save-steps 2 --eval-steps 2 --tensorboard --workers 1 "
-        "--device cpu --resume --overwrite"
+        "--device cpu --fsdp --country DEU --estimate --resume --overwrite"
     )
     args = _parser().parse_args(line.split())
     left = {"max_grad_norm", "keep_checkpoints", "log_steps", "progress"}
-    assert set(vars(args)) - {"run", "debug"} == set(PARAMETERS) - left
+    assert set(vars(args)) - {"run", "debug", "estimate"} == set(PARAMETERS) - left
 
 
 @pytest.mark.parametrize(("processes", "passes"), [(1, 32), (4, 8), (32, 1)])
@@ -93,8 +93,8 @@ def test_whole_words_need_an_encoder_and_are_resumed_as_such(factorized_dir, tex
     assert whole["data"] == pieces["data"]
     commit = Checkpoints.commit
 
-    def die(self, step, keep):
-        commit(self, step, keep)
+    def die(self, step, keep, energy):
+        commit(self, step, keep, energy)
         raise MemoryError
 
     monkeypatch.setattr(Checkpoints, "commit", die)
@@ -111,10 +111,10 @@ def test_tensorboard_gets_what_the_tables_have(factorized_dir, texts, tmp_path, 
     options = OPTIONS | {"eval_files": texts[0], "eval_steps": 2, "tensorboard": True, "log_steps": 1}
     commit = Checkpoints.commit
 
-    def die(self, step, keep):
+    def die(self, step, keep, energy):
         if step == 4:
             raise MemoryError
-        commit(self, step, keep)
+        commit(self, step, keep, energy)
 
     monkeypatch.setattr(Checkpoints, "commit", die)
     with pytest.raises(MemoryError):  # after steps 3 and 4 were logged, which the resumed run logs again

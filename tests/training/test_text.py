@@ -171,8 +171,8 @@ def test_a_run_at_a_temperature_is_resumed_exactly(factorized_dir, texts, tmp_pa
 
     commit = Checkpoints.commit
 
-    def die(self, step, keep):
-        commit(self, step, keep)
+    def die(self, step, keep, energy):
+        commit(self, step, keep, energy)
         raise MemoryError
 
     monkeypatch.setattr(Checkpoints, "commit", die)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import math
-import os
 import signal
 import subprocess
 import sys
@@ -107,27 +106,6 @@ def test_the_loss_is_the_mean_over_all_masked_tokens_of_a_step(dense_dir, texts,
         torch.testing.assert_close(ours, parameter.grad, rtol=1e-3, atol=1e-6)
 
 
-def test_two_processes_take_the_steps_of_two_micro_batches(dense_dir, tokenizer, texts, held_out, tmp_path):
-    model = BertForMaskedLM.from_pretrained(dense_dir, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0)
-    model.save_pretrained(tmp_path / "model")
-    tokenizer.save_pretrained(tmp_path / "model")
-    options = OPTIONS | {"steps": 5, "batch_size": 3, "eval_files": str(held_out)}
-    files = [str(path) for path in texts]
-    one = train(tmp_path / "model", files, tmp_path / "one", **options, gradient_accumulation_steps=2)
-    program = tmp_path / "program.py"
-    program.write_text(
-        "from ofa_fast.training import train\n"
-        f"train({str(tmp_path / 'model')!r}, {files!r}, {str(tmp_path / 'two')!r}, **{options!r})\n"
-    )
-    run = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    subprocess.run([sys.executable, *run], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-    two = json.loads((tmp_path / "two" / "training.json").read_text())
-    assert (one["processes"], two["processes"], one["tokens"]) == (1, 2, two["tokens"])
-    assert [p["loss"] for p in two["losses"]] == pytest.approx([p["loss"] for p in one["losses"]], rel=1e-4)
-    assert [e["loss"] for e in two["evaluations"]] == pytest.approx([e["loss"] for e in one["evaluations"]], rel=1e-4)
-
-
 def test_positions_counted_from_the_padding_id(texts, tmp_path):
     """RoBERTa's table of positions has padding id + 1 rows that no token uses."""
     backend = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -196,10 +174,10 @@ def test_what_a_killed_run_leaves_half_written_is_ignored(uninterrupted, factori
     out = tmp_path / "out"
     checkpoints = Checkpoints(out)
 
-    def die(self, step, keep):
+    def die(self, step, keep, energy):
         if step == 9:
             raise MemoryError
-        commit(self, step, keep)
+        commit(self, step, keep, energy)
 
     commit = Checkpoints.commit
     monkeypatch.setattr(Checkpoints, "commit", die)
