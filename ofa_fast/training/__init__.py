@@ -2,5 +2,6 @@
 
 from ofa_fast.training.prediction import estimate
 from ofa_fast.training.run import train
+from ofa_fast.training.settings import PRESETS, with_preset
 
-__all__ = ["estimate", "train"]
+__all__ = ["PRESETS", "estimate", "train", "with_preset"]

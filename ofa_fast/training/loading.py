@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ofa_fast._text import max_positions
-from ofa_fast.training.data import special_tokens
+from ofa_fast.training.packing import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase

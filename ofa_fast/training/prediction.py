@@ -45,7 +45,8 @@ def estimate(
     """
     from accelerate import PartialState
 
-    from ofa_fast.training.run import REPORT, on_cpu, train
+    from ofa_fast.training.run import REPORT, train
+    from ofa_fast.training.settings import on_cpu
 
     grams_per_kwh = cost.carbon_intensity(country)
     processes = PartialState(cpu=on_cpu(device))

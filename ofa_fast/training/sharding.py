@@ -72,9 +72,6 @@ class ShardedTrainer(LanguageModelTrainer):
             torch.save(state, os.path.join(output_dir, "optimizer.pt"))
             torch.save(self.lr_scheduler.state_dict(), os.path.join(output_dir, "scheduler.pt"))
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        """Nothing: the model was loaded from the checkpoint before it was sharded."""
-
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None:
             return

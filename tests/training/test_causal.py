@@ -28,8 +28,9 @@ from transformers import (
 from ofa_fast import build_model
 from ofa_fast.nn import FactorizedEmbedding, FactorizedHead
 from ofa_fast.training import train
-from ofa_fast.training.data import causal_collator, packed_sequences, special_tokens
+from ofa_fast.training.data import causal_collator
 from ofa_fast.training.loading import is_causal, separates_documents
+from ofa_fast.training.packing import packed_sequences, special_tokens
 from ofa_fast.training.trainer import LanguageModelTrainer
 
 OPTIONS = {"steps": 8, "batch_size": 4, "max_length": 32, "learning_rate": 1e-2, "save_steps": 3, "progress": False}
@@ -149,20 +150,16 @@ def test_documents_are_packed_whole_with_their_special_tokens(kind, decoders, te
     sequences = packed_sequences(texts[0], "texts", folder, "digest", 32, tmp_path, progress=False, causal=True)
     lines = [line.strip() for line in texts[0].read_text("utf-8").split("\n") if line.strip()]
     documents = tokenizer(lines, add_special_tokens=False).input_ids
-    assert [i for ids in sequences["input_ids"] for i in ids.tolist()] == [
-        i for ids in documents for i in (*start, *ids, *end)
-    ]
-    assert all(len(ids) == 32 for ids in list(sequences["input_ids"])[:-1])
+    assert [i for ids in sequences for i in ids.tolist()] == [i for ids in documents for i in (*start, *ids, *end)]
+    assert all(len(ids) == 32 for ids in list(sequences)[:-1])
 
     last = len(sequences) - 1
-    batch = causal_collator(tokenizer, apart=True)(
-        [{"input_ids": sequences[i]["input_ids"], "position": i} for i in (0, last)]
-    )
+    batch = causal_collator(tokenizer, apart=True)([{"input_ids": sequences[i], "position": i} for i in (0, last)])
     labels, ids = batch["labels"], batch["input_ids"]
     unpredicted = torch.zeros_like(ids, dtype=torch.bool)
     unpredicted[:, 0] = True
     unpredicted[:, 1:] = ids[:, :-1] == end[0]
-    unpredicted[1, len(sequences[last]["input_ids"]) :] = True
+    unpredicted[1, len(sequences[last]) :] = True
     assert torch.equal(labels == -100, unpredicted)
     assert torch.equal(labels[~unpredicted], ids[~unpredicted])
 
