@@ -53,10 +53,10 @@ def dense_job(job) -> dict:
 
 @pytest.fixture(scope="module")
 def runs(job, dense_job, tmp_path_factory) -> Path:
-    """The same training by one process, whose batch is that of two, and by two."""
+    """The same training by one process, whose batch is that of both, and by two."""
     folder = tmp_path_factory.mktemp("runs")
-    train(**job, gradient_accumulation_steps=2, out=folder / "one")
-    train(**dense_job, gradient_accumulation_steps=2, out=folder / "one-dense")
+    for name, own in (("one", job), ("one-dense", dense_job)):
+        train(**own | {"batch_size": 2 * OPTIONS["batch_size"]}, out=folder / name)
     code = launch(
         job | {"out": folder / "ddp"},
         job | {"out": folder / "fsdp", "fsdp": True, "stop_at": 6},
