@@ -28,7 +28,11 @@ def launch(*jobs: dict) -> int:
     program = Path(__file__).with_name("two_processes.py")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, "-m", *torchrun, str(program), json.dumps(jobs, default=str)]
-    return subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=120).returncode
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+        try:
+            return process.wait(timeout=200)
+        finally:
+            process.terminate()  # torchrun passes it on; killed, it would leave its processes behind
 
 
 def curve(folder: Path) -> list[float]:
