@@ -100,7 +100,7 @@ def check(arguments: dict) -> None:
     if arguments["freeze_steps"] and arguments["freeze"] == "none":
         raise ValueError("freeze_steps: nothing is frozen; say what with freeze, as in freeze='body'")
     if arguments["fsdp"] and (arguments["freeze"] == "copied" or arguments["freeze_steps"]):
-        raise ValueError("fsdp: sharded weights can be frozen only as a whole and for good; train with DDP, or freeze otherwise")
+        raise ValueError("fsdp: sharded weights are frozen whole and for good; train with DDP, or freeze otherwise")
     if arguments["precision"] == "float16" and on_cpu(arguments["device"]):
         raise ValueError(
             "precision: float16 needs a GPU and its loss scaling, without which small gradients vanish; "
