@@ -12,13 +12,17 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import torch
 from transformers import AutoTokenizer, BertConfig, BertForMaskedLM
+
+from ofa_fast import build_model
 
 BIBLE = Path(__file__).parents[2] / "examples" / "data" / "bible"
 SECONDS = 0.5
-MEBIBYTE = 2**20
 
 
 def corpus(folder: Path, size: int) -> list[str]:
@@ -50,21 +54,22 @@ def main() -> None:
         folder = Path(name)
         tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
         sizes = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
-        BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder / "model")
+        dense = BertForMaskedLM(BertConfig(vocab_size=len(tokenizer), **sizes))
+        table = SimpleNamespace(coordinates=torch.randn(len(tokenizer), 16), basis=torch.randn(16, 64) / 100, bias=None)
+        build_model(dense, table, tokenizer).save_pretrained(folder / "model")
         tokenizer.save_pretrained(folder / "model")
         files = corpus(folder, int(args.gigabytes * 1e9))
         size = sum(Path(file).stat().st_size for file in files)
         command = ["train", str(folder / "model"), "--out", str(folder / "out"), "--steps", str(args.steps)]
         command += ["--batch-size", "4", "--save-steps", "50", "--train-file", *files]
         process = subprocess.Popen([sys.executable, "-m", "ofa_fast.cli", *command])
-        begin, samples = time.perf_counter(), []
+        samples: dict[str, list[int]] = {}
         data = folder / "out.checkpoints" / "data"
         while process.poll() is None:
-            written = sum(file.stat().st_size for file in data.rglob("tokens.bin")) if data.exists() else 0
-            try:
-                samples.append((time.perf_counter() - begin, written, private(process.pid)))
-            except OSError:
-                break
+            written = sum(file.stat().st_size for file in data.glob(".*/tokens.bin"))
+            phase = f"{written / 1e9:6.1f} GB of tokens written" if written else "before or in training"
+            with suppress(OSError):  # it has just ended
+                samples.setdefault(phase, []).append(private(process.pid) // 2**20)
             time.sleep(SECONDS)
         if process.wait():
             sys.exit("training failed")
@@ -75,12 +80,9 @@ def main() -> None:
         f"tokenised and packed in {seconds:.0f} s: {size / seconds / 1e6:.1f} MB/s, {tokens / seconds / 1e6:.2f} M/s; "
         f"{args.steps} steps in {report['seconds']:.0f} s"
     )
-    total = max(written for _, written, _ in samples)
-    print("share of the tokens written: private memory")
-    for tenth in range(11):
-        own = [memory for _, written, memory in samples if total and int(10 * written / total) == tenth]
-        if own:
-            print(f"{tenth / 10:6.0%}  {min(own) / MEBIBYTE:6.0f} to {max(own) / MEBIBYTE:6.0f} MiB")
+    print("private memory, MiB:")
+    for phase, own in samples.items():
+        print(f"  {phase:30} {min(own):5} to {max(own):5}")
 
 
 if __name__ == "__main__":
