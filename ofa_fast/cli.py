@@ -148,7 +148,8 @@ def _parser() -> argparse.ArgumentParser:
         _init,
         "give a pretrained model a new vocabulary",
         "init --source sentence-transformers/all-MiniLM-L6-v2 --tokenizer my-tokenizer/ \\\n"
-        "      --vectors vectors.safetensors --rank 100,full --out initialised/",
+        "      --vectors vectors.safetensors --rank 100,full --out initialised/\n"
+        "  torchrun --nproc-per-node 8 -m ofa_fast.cli init ...     shares the vocabulary out to processes",
     )
     add("--source", required=True, metavar="MODEL", help="folder or hub id of the pretrained model and its tokenizer")
     add("--tokenizer", required=True, metavar="TOKENIZER", help="folder or hub id of the new tokenizer")

@@ -24,10 +24,12 @@ def target_rows(
     weights: torch.Tensor,
     seed: int | None,
     parity: bool = False,
+    first_row: int = 0,
 ) -> torch.Tensor:
     """[Vt, R] from ``table`` [Vs, R]: random rows drawn with ``seed``, or all the mean row where that is None.
 
-    A similar row is ``(weights[:, :, None] * table[neighbors]).sum(1)``, without the [n, k, R] product.
+    A similar row is ``(weights[:, :, None] * table[neighbors]).sum(1)``, without the [n, k, R] product. Where these are
+    a part of a larger table, ``first_row`` is where it begins there.
     """
     out = torch.empty(len(origin), table.shape[1])
     copied, similar, random = ((origin == kind).nonzero().flatten() for kind in (COPIED, SIMILAR, RANDOM))
@@ -43,19 +45,19 @@ def target_rows(
         if seed is None:
             out[random] = table.double().mean(0).float().cpu()
         else:
-            (_draw_published if parity else _draw)(out, random, table, seed)
+            _draw_published(out, random, table, seed) if parity else _draw(out, random, table, seed, first_row)
     return out
 
 
-def _draw(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
+def _draw(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     """Rows ``random`` of N(mean, population std); a stream for each block of 1,024 rows, so none waits for another."""
     mean, std = (t.float().cpu().numpy() for t in (table.double().mean(0), table.double().std(0, correction=0)))
     random, target = random.numpy(), out.numpy()
-    blocks, starts = np.unique(random // ROWS_PER_STREAM, return_index=True)
+    blocks, starts = np.unique((first_row + random) // ROWS_PER_STREAM, return_index=True)
     normal = np.empty((ROWS_PER_STREAM, table.shape[1]), dtype=np.float32)
     for block, rows in zip(blocks.tolist(), np.split(random, starts[1:]), strict=True):
         np.random.default_rng([seed, block]).standard_normal(dtype=np.float32, out=normal)
-        target[rows] = (normal * std + mean)[rows % ROWS_PER_STREAM]
+        target[rows] = (normal * std + mean)[(first_row + rows) % ROWS_PER_STREAM]
 
 
 def _draw_published(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:

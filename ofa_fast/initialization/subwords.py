@@ -11,8 +11,10 @@ from torch.nn import functional
 from tqdm.auto import tqdm
 
 from ofa_fast.initialization import tokenization
+from ofa_fast.initialization.sharing import Processes
 
 WORDS_PER_CHUNK = 16_384
+ALONE = Processes()
 
 
 @dataclass
@@ -25,6 +27,12 @@ class _Chunk:
     starts: np.ndarray  # [S] where each subword's occurrences begin
     words: np.ndarray  # [P] the distinct word, 0 <= word < W, of an occurrence
     counts: np.ndarray  # [P] in how many of the word's spellings
+
+    def of(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """``subwords``, ``words`` and ``starts`` of the subwords in [begin, end)."""
+        first, last = np.searchsorted(self.subwords, (begin, end))
+        bounds = np.append(self.starts, len(self.words))[first : last + 1]
+        return self.subwords[first:last], self.words[bounds[0] : bounds[-1]], bounds[:-1] - bounds[0]
 
 
 def spellings(word: str) -> tuple[str, ...]:
@@ -78,7 +86,13 @@ def _checked(word_vectors) -> np.ndarray:
 
 
 def _occurrences(
-    tokenizer, word_vectors, languages: set[str] | None, parity: bool, progress: bool, name: str
+    tokenizer,
+    word_vectors,
+    languages: set[str] | None,
+    parity: bool,
+    progress: bool,
+    name: str,
+    processes: Processes,
 ) -> Iterator[_Chunk]:
     words, of = word_vectors.words, word_vectors.languages
     if parity:
@@ -100,10 +114,12 @@ def _occurrences(
     index = list(index)
     tokenization.warn_if_slow(tokenizer, 3 * len(index))
     with tokenization.whole_texts(tokenizer), tqdm(total=len(index), desc=name, disable=not progress) as bar:
-        for begin in range(0, len(index), WORDS_PER_CHUNK):
-            end = min(begin + WORDS_PER_CHUNK, len(index))
-            yield _chunk(tokenizer, index[begin:end], texts_of, rows, row_starts[begin : end + 1])
-            bar.update(end - begin)
+        for first in range(0, len(index), WORDS_PER_CHUNK * processes.size):
+            begin = first + WORDS_PER_CHUNK * processes.rank
+            words = index[begin : begin + WORDS_PER_CHUNK]
+            starts = row_starts[begin : begin + len(words) + 1]
+            yield from filter(None, processes.exchange(words and _chunk(tokenizer, words, texts_of, rows, starts)))
+            bar.update(min(WORDS_PER_CHUNK * processes.size, len(index) - first))
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -135,11 +151,13 @@ def _chunk(tokenizer, words, texts_of, rows, row_starts) -> _Chunk:
     )
 
 
-def covered_subwords(tokenizer, word_vectors, *, languages=None, parity=False, progress=False) -> np.ndarray:
+def covered_subwords(
+    tokenizer, word_vectors, *, languages=None, parity=False, progress=False, processes=ALONE
+) -> np.ndarray:
     """Which subwords occur in a word of ``word_vectors``: [V] bool, from tokenisation alone."""
     _checked(word_vectors)
     covered = np.zeros(len(tokenization.tokens_by_id(tokenizer)), dtype=bool)
-    for chunk in _occurrences(tokenizer, word_vectors, languages, parity, progress, "Tokenising words"):
+    for chunk in _occurrences(tokenizer, word_vectors, languages, parity, progress, "Tokenising words", processes):
         covered[chunk.subwords] = True
     if not parity:
         covered[list(tokenization.special_ids(tokenizer))] = False
@@ -147,7 +165,15 @@ def covered_subwords(tokenizer, word_vectors, *, languages=None, parity=False, p
 
 
 def subword_vectors(
-    tokenizer, word_vectors, *, languages=None, parity=False, progress=False, name="Subword vectors"
+    tokenizer,
+    word_vectors,
+    *,
+    languages=None,
+    parity=False,
+    progress=False,
+    name="Subword vectors",
+    processes=ALONE,
+    part=slice(None),
 ) -> np.ndarray:
     """The vector of every subword s: the mean of the vectors of the words that contain it.
 
@@ -162,6 +188,7 @@ def subword_vectors(
         parity: as published, bit for bit: n[s, w] counts the spellings (0 to 3), the ``$`` of the markup is encoded
             as a space, and the unknown token takes part.
         progress: show a progress bar.
+        processes: who share the tokenisation; each gets the vectors of the subwords in its ``part``.
 
     Returns:
         [V, d], V the largest id + 1: float32, float64 with ``parity``; summed in float64 either way, deterministic.
@@ -176,20 +203,25 @@ def subword_vectors(
     """
     vectors = _checked(word_vectors)
     size, dim = len(tokenization.tokens_by_id(tokenizer)), vectors.shape[1]
-    chunks = _occurrences(tokenizer, word_vectors, languages, parity, progress, name)
+    chunks = _occurrences(tokenizer, word_vectors, languages, parity, progress, name, processes)
     if parity:
         return _published_means(chunks, vectors, size)
-    sums, totals = np.zeros((size, dim)), np.zeros(size)
+    begin, end, _ = part.indices(size)
+    sums, totals = np.zeros((end - begin, dim)), np.zeros(end - begin)
     for chunk in chunks:
         values = np.asarray(vectors[chunk.rows], dtype=np.float64)
         sizes = np.diff(chunk.row_starts, append=len(chunk.rows))
         if len(chunk.row_starts) < len(chunk.rows):
             values = np.add.reduceat(values, chunk.row_starts)
-        sums[chunk.subwords] += functional.embedding_bag(
-            torch.from_numpy(chunk.words), torch.from_numpy(values), torch.from_numpy(chunk.starts), mode="sum"
+        subwords, words, starts = chunk.of(begin, end)
+        if not len(subwords):
+            continue
+        sums[subwords - begin] += functional.embedding_bag(
+            torch.from_numpy(words), torch.from_numpy(values), torch.from_numpy(starts), mode="sum"
         ).numpy()
-        totals[chunk.subwords] += np.add.reduceat(sizes[chunk.words], chunk.starts)
-    sums[list(tokenization.special_ids(tokenizer))] = 0.0
+        totals[subwords - begin] += np.add.reduceat(sizes[words], starts)
+    special = [i - begin for i in tokenization.special_ids(tokenizer) if begin <= i < end]
+    sums[special] = 0.0
     sums /= np.maximum(totals, 1)[:, None]
     return sums.astype(np.float32)
 

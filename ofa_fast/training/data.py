@@ -109,8 +109,8 @@ def masking_collator(tokenizer: PreTrainedTokenizerBase, mlm_probability: float,
 
     Each word is masked as a whole, with that probability, where the sequences tell words apart (``Sequences``), in
     runs of at most ``LONGEST_WORD`` pieces; otherwise each piece by itself. Special tokens, ``unk`` included, are
-    never masked. All draws are a function of the seed and of the first item's position in the stream: a running
-    generator, such as that of transformers' collator, would be in another state after a resumption.
+    never masked. An item's draws are a function of the seed and of its position in the stream, whatever batch it is in:
+    a running generator, such as that of transformers' collator, would be in another state after a resumption.
     """
     special = torch.tensor(tokenizer.all_special_ids)
 
@@ -119,11 +119,12 @@ def masking_collator(tokenizer: PreTrainedTokenizerBase, mlm_probability: float,
         original = torch.where(marked < 0, ~marked, marked)
         column = torch.arange(marked.shape[1]).expand_as(marked)
         within = column - torch.where(marked < 0, 0, column).cummax(1).values
-        draws = generator(seed, 1, examples[0]["position"])
-        draw = torch.rand(marked.shape, generator=draws).gather(1, column - within % LONGEST_WORD)
+        draws = torch.stack(
+            [torch.rand(marked.shape[1], 3, generator=generator(seed, 1, e["position"])) for e in examples]
+        )
+        draw, kind = draws[..., 0].gather(1, column - within % LONGEST_WORD), draws[..., 1]
         masked = (draw < mlm_probability) & ~torch.isin(original, special) & (attention_mask > 0)
-        kind = torch.rand(marked.shape, generator=draws)
-        other = torch.randint(len(tokenizer), marked.shape, generator=draws)
+        other = (draws[..., 2].double() * len(tokenizer)).long()
         other = torch.where(kind < 0.8, tokenizer.mask_token_id, torch.where(kind < 0.9, other, original))
         return {
             "input_ids": torch.where(masked, other, original),

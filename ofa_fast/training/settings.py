@@ -101,6 +101,10 @@ def check(arguments: dict) -> None:
         raise ValueError("freeze_steps: nothing is frozen; say what with freeze, as in freeze='body'")
     if arguments["fsdp"] and (arguments["freeze"] == "copied" or arguments["freeze_steps"]):
         raise ValueError("fsdp: sharded weights are frozen whole and for good; train with DDP, or freeze otherwise")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        raise ValueError("fsdp: accelerate is configured to shard by itself; launch without that, and with fsdp here")
+    if arguments["fsdp"] and arguments["precision"] == "float16":
+        raise ValueError("fsdp: sharded gradients have no loss scaling for float16; choose bfloat16 or float32")
     if arguments["precision"] == "float16" and on_cpu(arguments["device"]):
         raise ValueError(
             "precision: float16 needs a GPU and its loss scaling, without which small gradients vanish; "

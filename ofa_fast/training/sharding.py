@@ -24,8 +24,6 @@ WHOLE = StateDictOptions(full_state_dict=True, cpu_offload=True)
 def check_processes() -> None:
     if not torch.distributed.is_initialized():
         raise ValueError("fsdp: there is one process only; start several, with torchrun --nproc-per-node 8 for example")
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        raise ValueError("fsdp: accelerate is configured to shard by itself; launch with a configuration without FSDP")
 
 
 def shard(model: nn.Module, device: torch.device) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.commands.config.config_args import load_config_from_file
 from transformers import AutoModelForMaskedLM
 
 from ofa_fast.nn import FactorizedEmbedding
 from ofa_fast.training import train
 from ofa_fast.training.checkpoints import Checkpoints
 
+EXAMPLES = Path(__file__).parents[2] / "examples" / "accelerate"
 # Of a loss: float32 sums in another order, through ten Adam steps.
 TOLERANCE = 1e-5
 OPTIONS = {"steps": 10, "batch_size": 3, "max_length": 32, "learning_rate": 1e-3, "save_steps": 4, "progress": False}
@@ -53,10 +55,10 @@ def dense_job(job) -> dict:
 
 @pytest.fixture(scope="module")
 def runs(job, dense_job, tmp_path_factory) -> Path:
-    """The same training by one process, whose batch is that of two, and by two."""
+    """The same training by one process, whose batch is that of both, and by two."""
     folder = tmp_path_factory.mktemp("runs")
-    train(**job, gradient_accumulation_steps=2, out=folder / "one")
-    train(**dense_job, gradient_accumulation_steps=2, out=folder / "one-dense")
+    for name, own in (("one", job), ("one-dense", dense_job)):
+        train(**own | {"batch_size": 2 * OPTIONS["batch_size"]}, out=folder / name)
     code = launch(
         job | {"out": folder / "ddp"},
         job | {"out": folder / "fsdp", "fsdp": True, "stop_at": 6},
@@ -90,6 +92,21 @@ def test_a_killed_process_costs_at_most_one_checkpoint_interval(job, runs, tmp_p
     assert curve(out) == curve(runs / "ddp")
 
 
-def test_sharding_needs_processes(job, tmp_path):
-    with pytest.raises(ValueError, match="fsdp: there is one process only; start several, with torchrun"):
-        train(**job, out=tmp_path / "out", fsdp=True)
+def test_what_cannot_be_sharded(job, tmp_path, monkeypatch):
+    for options, message in (
+        ({}, "there is one process only; start several, with torchrun"),
+        ({"freeze": "copied"}, "sharded weights can be frozen only as a whole"),
+        ({"precision": "float16"}, "sharded gradients have no loss scaling"),
+    ):
+        with pytest.raises(ValueError, match=f"fsdp: {message}"):
+            train(**job, out=tmp_path / "out", fsdp=True, **options)
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match="fsdp: accelerate is configured to shard by itself"):
+        train(**job, out=tmp_path / "out")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("ddp", "MULTI_GPU"), ("deepspeed", "DEEPSPEED")])
+def test_accelerate_takes_the_configurations(name, kind):
+    config = load_config_from_file(str(EXAMPLES / f"{name}.yaml"))
+    assert (config.distributed_type, config.num_processes, config.mixed_precision) == (kind, 8, "no")
+    assert config.deepspeed_config.get("zero_stage") == (2 if name == "deepspeed" else None)
