@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -111,7 +112,7 @@ def packed_sequences(
     every passage is a document with special tokens of its own; one that a sequence cuts goes on in the next one.
     It is written once, to a folder of ``cache``, and found again there for the same files (language, path, sizes,
     modification times), tokenizer (``digest``), length and kind of model. All cores tokenise. Memory beyond the page
-    cache: two batches of ``BATCH_CHARACTERS``, and one sequence a language.
+    cache: three batches of ``BATCH_CHARACTERS``, and one sequence a language.
     """
     files = labelled(files)
     about = [(language, str(path), states(path)) for language, path in files]
@@ -186,16 +187,16 @@ def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[tuple[list[str], list[
 
 
 def _ahead(encode: Callable, batches: Iterable[tuple[list[str], list[str]]]) -> Iterator[tuple[list[str], list]]:
-    """Languages and tokens of each batch; the next one is tokenised, without the interpreter, while one is packed."""
-    with ThreadPoolExecutor(1) as pool:
-        before = None
+    """Languages and tokens of each batch. The next two are tokenised, without the interpreter, while one is packed."""
+    with ThreadPoolExecutor(2) as pool:
+        waiting = deque()
         for languages, texts in batches:
-            now = languages, pool.submit(encode, texts)
-            if before:
-                yield before[0], before[1].result()
-            before = now
-        if before:
-            yield before[0], before[1].result()
+            waiting.append((languages, pool.submit(encode, texts)))
+            if len(waiting) > 2:
+                languages, tokens = waiting.popleft()
+                yield languages, tokens.result()
+        for languages, tokens in waiting:
+            yield languages, tokens.result()
 
 
 def encoder(tokenizer: PreTrainedTokenizerBase, whole_words: bool) -> Callable[[list[str]], list[list[int]]]:

@@ -100,9 +100,7 @@ def check(arguments: dict) -> None:
     if arguments["freeze_steps"] and arguments["freeze"] == "none":
         raise ValueError("freeze_steps: nothing is frozen; say what with freeze, as in freeze='body'")
     if arguments["fsdp"] and (arguments["freeze"] == "copied" or arguments["freeze_steps"]):
-        raise ValueError(
-            "fsdp: sharded weights can be frozen only as a whole and for good; train with DDP, or freeze otherwise"
-        )
+        raise ValueError("fsdp: sharded weights are frozen whole and for good; train with DDP, or freeze otherwise")
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
         raise ValueError("fsdp: accelerate is configured to shard by itself; launch without that, and with fsdp here")
     if arguments["fsdp"] and arguments["precision"] == "float16":
