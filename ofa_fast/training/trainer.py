@@ -7,7 +7,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -227,10 +227,10 @@ class Recorder(TrainerCallback):
     def watts(self) -> float | None:
         return self._of_machines(self.meter.watts)
 
-    def _of_machines(self, read) -> float | None:
-        mine = read() if self.trainer.args.local_process_index == 0 else 0.0
-        device = self.trainer.args.device
-        total = torch.tensor(math.nan if mine is None else mine, dtype=torch.float64, device=device)
+    def _of_machines(self, read: Callable[[], float | None]) -> float | None:
+        args = self.trainer.args
+        mine = read() if args.local_process_index == 0 else 0.0
+        total = torch.tensor(math.nan if mine is None else mine, device=args.device)
         total = float(self.trainer.accelerator.reduce(total, "sum"))
         return None if math.isnan(total) else total
 
