@@ -45,7 +45,7 @@ def test_what_is_not_given_is_left_to_the_preset_or_to_train(monkeypatch):
 def test_every_argument_of_train_is_on_the_command_line():
     line = (
         "train model --train-file a --eval-file b --out out --max-length 9 --temperature 2 --mlm-probability 0.2 "
-        "--whole-words --seed 1 --steps 5 --epochs 2 --batch-size 3 --gradient-accumulation-steps 2 "
+        "--whole-words --documents apart --seed 1 --steps 5 --epochs 2 --batch-size 3 --gradient-accumulation-steps 2 "
         "--effective-batch-size 6 --learning-rate 1e-4 --schedule cosine --warmup-steps 2 --weight-decay 0.1 "
         "--freeze body --freeze-steps 2 --precision bfloat16 --save-steps 2 --eval-steps 2 --tensorboard --workers 1 "
         "--device cpu --fsdp --country DEU --estimate --resume --overwrite"
