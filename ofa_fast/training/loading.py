@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import torch
@@ -96,6 +97,24 @@ def separates_documents(model: PreTrainedModel, causal: bool) -> bool:
     finally:
         model.train(was_training)
     return bool((one - other).abs().max() <= 1e-5 * one.abs().max())
+
+
+def documents_apart(model: PreTrainedModel, causal: bool, documents: str | None, progress: bool) -> bool:
+    """Whether the documents of a sequence are kept apart; ``documents`` is what ``train`` was given.
+
+    Raises:
+        ValueError: they have to be, and the model cannot.
+    """
+    if documents == "joined" or not (documents or causal):
+        return False
+    if separates_documents(model, causal):
+        return True
+    kind = model.config.model_type
+    if documents:
+        raise ValueError(f"documents: a {kind!r} model cannot keep them apart; they can only be joined")
+    if progress:
+        print(f"a {kind!r} model cannot keep the documents of a sequence apart: they are joined", file=sys.stderr)
+    return False
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, causal: bool) -> None:

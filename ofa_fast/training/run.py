@@ -151,9 +151,9 @@ def train(
     from ofa_fast.training.loading import (
         check_tokenizer,
         digest,
+        documents_apart,
         first_position,
         load_model,
-        separates_documents,
         sequence_length,
     )
     from ofa_fast.training.trainer import LanguageModelTrainer, Recorder
@@ -175,16 +175,8 @@ def train(
     if causal and whole_words:
         raise ValueError("whole_words: a causal model predicts every token; only an encoder's words are masked")
     max_length = sequence_length(max_length, model)
+    apart = documents_apart(model, causal, documents, progress)
     freezing = Freezing(model, freeze, freeze_steps, model_dir)
-    apart = documents == "apart" or (documents is None and causal)
-    if apart and not separates_documents(model, causal):
-        if documents:
-            raise ValueError(
-                f"documents: a {model.config.model_type!r} model cannot keep them apart; they can only be joined"
-            )
-        apart = False
-        if progress:
-            print(f"a {model.config.model_type!r} model cannot keep packed documents apart", file=sys.stderr)
     text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress, causal, whole_words, apart)
     begin = time.perf_counter()
     with args.main_process_first(desc="tokenising"):

@@ -138,8 +138,11 @@ def accumulation(arguments: dict) -> int:
 
 def training_arguments(arguments: dict, folder: Path, evaluate: bool, fresh: bool):
     """transformers' ``TrainingArguments``, for a Trainer that writes to ``folder``."""
-    from transformers import TrainingArguments
+    from transformers import SchedulerType, TrainingArguments
 
+    schedules = [schedule.value for schedule in SchedulerType]
+    if arguments["schedule"] not in schedules:
+        raise ValueError(f"schedule: expected one of {', '.join(schedules)}, got {arguments['schedule']!r}")
     cpu = on_cpu(arguments["device"])
     return TrainingArguments(
         output_dir=str(folder),
