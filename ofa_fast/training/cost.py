@@ -54,10 +54,10 @@ class EnergyMeter:
     def __enter__(self) -> EnergyMeter:
         if find_spec("codecarbon") is None:
             return self
-        logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads log_level
         try:
             from codecarbon import OfflineEmissionsTracker
 
+            logging.getLogger("codecarbon").setLevel(logging.CRITICAL)  # it speaks before it reads log_level
             self._tracker = OfflineEmissionsTracker(
                 country_iso_code="USA",  # it wants one, without effect on an intensity that is given:
                 force_carbon_intensity_g_co2e_kwh=1000,  # so its kilograms of CO2e are kWh

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 
 import torch
 from torch import nn
@@ -32,6 +33,8 @@ def shard(model: nn.Module, device: torch.device) -> None:
     The latter has the embedding and the head together, because they share parameters, and it is gathered from the
     start of the forward to the end of the backward pass, because the loss is computed in neither of the two modules.
     """
+    # Nothing here works in place on what a model returns.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
     layers: list[nn.Module] = []
     for module in model.modules():

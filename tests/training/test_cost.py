@@ -18,7 +18,7 @@ from ofa_fast.training.trainer import LanguageModelTrainer
 OPTIONS = {"batch_size": 4, "max_length": 32, "progress": False}
 
 
-def test_energy_is_counted_offline_and_leaves_no_files(tmp_path, monkeypatch):
+def test_energy_is_counted_offline_and_leaves_no_files(tmp_path, monkeypatch, caplog):
     def refuse(*_):
         raise AssertionError("a connection was opened")
 
@@ -35,6 +35,7 @@ def test_energy_is_counted_offline_and_leaves_no_files(tmp_path, monkeypatch):
     assert 1 < meter.watts() < 10_000
     assert meter.source.startswith(("estimated from the processor's load", "measured by RAPL"))
     assert not list(tmp_path.iterdir())
+    assert not caplog.records
 
 
 def test_electricity_of_a_country():
