@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser, positive: Callable, labelled_
     add("--eval-file", dest="eval_files", help="held-out text", **files)
     add("--max-length", type=positive, help="tokens a sequence (default: what the model takes, at most 512)")
     add("--temperature", type=float, help="T of the languages' shares, p ∝ n^(1/T) (default: 1)")
+    add("--documents", choices=("apart", "joined"), help="of a sequence (default: apart for a decoder, else joined)")
     add("--mlm-probability", type=float, help="share of tokens an encoder predicts (default: 0.15)")
     add("--whole-words", action="store_true", help="mask all pieces of a word or none")
     add("--seed", type=int, help="of the order and the masks (default: 0)")

@@ -104,13 +104,18 @@ def padded(examples: list[dict], fill: int) -> tuple[torch.Tensor, torch.Tensor]
     return input_ids, (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
 
 
-def masking_collator(tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int):
+def masking_collator(
+    tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int, first_position: int | None = None
+):
     """Batches with ``labels`` at masked tokens, -100 elsewhere: 80 % mask token, 10 % a random token, 10 % unchanged.
 
     Each word is masked as a whole, with that probability, where the sequences tell words apart (``Sequences``), in
     runs of at most ``LONGEST_WORD`` pieces; otherwise each piece by itself. Special tokens, ``unk`` included, are
     never masked. An item's draws are a function of the seed and of its position in the stream, whatever batch it is in:
     a running generator, such as that of transformers' collator, would be in another state after a resumption.
+
+    With ``first_position``, the documents of a sequence are told apart: ``documents`` numbers them, -1 at padding, and
+    ``position_ids`` start at ``first_position`` in each.
     """
     special = torch.tensor(tokenizer.all_special_ids)
 
@@ -126,13 +131,35 @@ def masking_collator(tokenizer: PreTrainedTokenizerBase, mlm_probability: float,
         masked = (draw < mlm_probability) & ~torch.isin(original, special) & (attention_mask > 0)
         other = (draws[..., 2].double() * len(tokenizer)).long()
         other = torch.where(kind < 0.8, tokenizer.mask_token_id, torch.where(kind < 0.9, other, original))
-        return {
+        batch = {
             "input_ids": torch.where(masked, other, original),
             "attention_mask": attention_mask,
             "labels": original.masked_fill(~masked, -100),
         }
+        if first_position is not None:
+            first = begins(original, tokenizer, causal=False)
+            batch["documents"] = first.cumsum(1).masked_fill(attention_mask == 0, -1)
+            batch["position_ids"] = first_position + within_document(first)
+        return batch
 
     return collate
+
+
+def begins(input_ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, causal: bool) -> torch.Tensor:
+    """Where a document, or the rest of one that was cut, begins: at the start of a sequence and after the end token."""
+    end = special_tokens(tokenizer, causal)[1][0]
+    return torch.nn.functional.pad(input_ids[:, :-1] == end, (1, 0), value=True)
+
+
+def within_document(first: torch.Tensor) -> torch.Tensor:
+    """Positions counted from 0 in each document, whose beginnings are ``first``."""
+    columns = torch.arange(first.shape[1], device=first.device).expand_as(first)
+    return columns - torch.where(first, columns, 0).cummax(1).values
+
+
+def attention_within(documents: torch.Tensor) -> torch.Tensor:
+    """[batch, 1, length, length]: whether a token attends to another one, which it does in its own document."""
+    return (documents[:, :, None] == documents[:, None, :])[:, None]
 
 
 def causal_collator(tokenizer: PreTrainedTokenizerBase, apart: bool):
@@ -146,15 +173,14 @@ def causal_collator(tokenizer: PreTrainedTokenizerBase, apart: bool):
 
     def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
         input_ids, attention_mask = padded(examples, fill)
-        first = torch.nn.functional.pad(input_ids[:, :-1] == end, (1, 0), value=True)
+        first = begins(input_ids, tokenizer, causal=True)
         batch = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": input_ids.masked_fill(first | (attention_mask == 0), -100),
         }
         if apart:
-            columns = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-            batch["position_ids"] = columns - torch.where(first, columns, 0).cummax(1).values
+            batch["position_ids"] = within_document(first)
         return batch
 
     return collate

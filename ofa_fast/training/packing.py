@@ -105,18 +105,19 @@ def packed_sequences(
     progress: bool,
     causal: bool = False,
     whole_words: bool = False,
+    apart: bool = False,
 ) -> Sequences:
     """The text of ``files`` as packed sequences.
 
     Each language of each file is packed by itself, so that a sequence never mixes two of them. For a ``causal`` model
-    every passage is a document with special tokens of its own; one that a sequence cuts goes on in the next one.
-    It is written once, to a folder of ``cache``, and found again there for the same files (language, path, sizes,
-    modification times), tokenizer (``digest``), length and kind of model. All cores tokenise. Memory beyond the page
-    cache: three batches of ``BATCH_CHARACTERS``, and one sequence a language.
+    and for documents ``apart``, every passage is a document with special tokens of its own; one that a sequence cuts
+    goes on in the next one. It is written once, to a folder of ``cache``, and found again there for the same files
+    (language, path, sizes, modification times), tokenizer (``digest``) and ways to pack. All cores tokenise. Memory
+    beyond the page cache: three batches of ``BATCH_CHARACTERS``, and one sequence a language.
     """
     files = labelled(files)
     about = [(language, str(path), states(path)) for language, path in files]
-    key = hashlib.sha256(json.dumps([about, digest, length, causal, whole_words]).encode()).hexdigest()[:16]
+    key = hashlib.sha256(json.dumps([about, digest, length, causal, whole_words, apart]).encode()).hexdigest()[:16]
     folder = cache / key
     if not folder.exists():
         for left in cache.glob(f".{key}.*"):  # by a process that was killed
@@ -125,7 +126,9 @@ def packed_sequences(
 
         tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
         with atomic_folder(folder) as work:
-            _write(work, files, argument, tokenizer, length, progress, causal, whole_words)
+            special = special_tokens(tokenizer, causal)
+            around = {"document" if causal or apart else "sequence": special}
+            _write(work, files, argument, encoder(tokenizer, whole_words), length, progress, **around)
     return Sequences(folder)
 
 
@@ -133,15 +136,14 @@ def _write(
     folder: Path,
     files: list[tuple[str, Path]],
     argument: str,
-    tokenizer: PreTrainedTokenizerBase,
+    encode: Callable[[list[str]], list[list[int]]],
     length: int,
     progress: bool,
-    causal: bool,
-    whole_words: bool,
+    document: tuple[list[int], list[int]] = ([], []),
+    sequence: tuple[list[int], list[int]] = ([], []),
 ) -> None:
-    start, end = special_tokens(tokenizer, causal)
-    around = ([], []) if causal else (start, end)
-    encode = encoder(tokenizer, whole_words)
+    """``document`` and ``sequence`` are the special tokens before and after each of them."""
+    before, after = document
     codes: dict[str, int] = {}
     with (
         open(folder / "tokens.bin", "wb") as tokens,
@@ -160,8 +162,8 @@ def _write(
             for languages, lines in _ahead(encode, _batches(passages(path, language, argument))):
                 for own, ids in zip(languages, lines, strict=True):
                     if own not in packers:
-                        packers[own] = Packer(length, *around)
-                    packers[own].add([*start, *ids, *end] if causal else ids)
+                        packers[own] = Packer(length, *sequence)
+                    packers[own].add([*before, *ids, *after])
                 for own in dict.fromkeys(languages):
                     write(packers[own].full(), file, own)
                 bar.update(sum(map(len, lines)))

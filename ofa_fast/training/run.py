@@ -38,6 +38,7 @@ def train(
     max_grad_norm: float = 1.0,
     max_length: int | None = None,
     temperature: float = 1.0,
+    documents: str | None = None,
     mlm_probability: float = 0.15,
     whole_words: bool = False,
     freeze: str = "none",
@@ -96,6 +97,8 @@ def train(
         max_length: tokens a sequence with its special tokens; default: the model's limit, at most 512.
         temperature: T of the shares of the languages, p ∝ n^(1/T) with n a language's sequences; above 1, small
             languages are seen more often than their text is long.
+        documents: of a sequence: "joined", or kept "apart", each with special tokens of its own and without attention
+            to the others. Default: joined for an encoder, as the paper has it, apart for a decoder that can.
         mlm_probability: share of the tokens that an encoder predicts.
         whole_words: mask all pieces of a word or none of them.
         freeze: what is not trained: "none", the "table" (input embedding and head over the vocabulary), the "body" (all
@@ -145,7 +148,14 @@ def train(
     from transformers.utils import logging
 
     from ofa_fast.training.freezing import Freezing
-    from ofa_fast.training.loading import check_tokenizer, digest, load_model, separates_documents, sequence_length
+    from ofa_fast.training.loading import (
+        check_tokenizer,
+        digest,
+        documents_apart,
+        first_position,
+        load_model,
+        sequence_length,
+    )
     from ofa_fast.training.trainer import LanguageModelTrainer, Recorder
 
     first_step, checkpoint = checkpoints.latest() if resume else (0, None)
@@ -165,8 +175,9 @@ def train(
     if causal and whole_words:
         raise ValueError("whole_words: a causal model predicts every token; only an encoder's words are masked")
     max_length = sequence_length(max_length, model)
+    apart = documents_apart(model, causal, documents, progress)
     freezing = Freezing(model, freeze, freeze_steps, model_dir)
-    text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress, causal, whole_words)
+    text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress, causal, whole_words, apart)
     begin = time.perf_counter()
     with args.main_process_first(desc="tokenising"):
         train_sequences, eval_sequences = (
@@ -179,6 +190,7 @@ def train(
         **{name: arguments[name] for name in settings.DECISIVE},
         "steps": steps,
         "max_length": max_length,
+        "documents_apart": apart,
         "processes": args.world_size,
         "tokenizer": digest(tokenizer),
         "train_files": [
@@ -188,10 +200,10 @@ def train(
     if is_main:
         (checkpoints.resume if checkpoint else checkpoints.start)(run)
 
-    apart = causal and separates_documents(model)
-    if causal and not apart and progress:
-        print(f"{model.config.model_type} cannot keep packed documents apart: attention crosses them", file=sys.stderr)
-    collator = causal_collator(tokenizer, apart) if causal else masking_collator(tokenizer, mlm_probability, seed)
+    if causal:
+        collator = causal_collator(tokenizer, apart)
+    else:
+        collator = masking_collator(tokenizer, mlm_probability, seed, first_position(model) if apart else None)
     trainer = (ShardedTrainer if fsdp else LanguageModelTrainer)(
         model=model,
         args=args,

@@ -70,7 +70,7 @@ COUNTS = (
     "log_steps",
     "freeze_steps",
 )
-CHOICES = {"precision": tuple(PRECISIONS), "freeze": FREEZE}
+CHOICES = {"precision": tuple(PRECISIONS), "freeze": FREEZE, "documents": (None, "apart", "joined")}
 
 
 def with_preset(name: str, given: dict) -> dict:
@@ -90,7 +90,7 @@ def check(arguments: dict) -> None:
             raise ValueError(f"{name}: expected a positive whole number, got {value!r}")
     for name, choices in CHOICES.items():
         if arguments[name] not in choices:
-            raise ValueError(f"{name}: expected one of {', '.join(choices)}, got {arguments[name]!r}")
+            raise ValueError(f"{name}: expected one of {', '.join(filter(None, choices))}, got {arguments[name]!r}")
     if not arguments["epochs"] > 0:
         raise ValueError(f"epochs: expected a number above 0, got {arguments['epochs']!r}")
     if not arguments["temperature"] >= 1:
@@ -138,8 +138,11 @@ def accumulation(arguments: dict) -> int:
 
 def training_arguments(arguments: dict, folder: Path, evaluate: bool, fresh: bool):
     """transformers' ``TrainingArguments``, for a Trainer that writes to ``folder``."""
-    from transformers import TrainingArguments
+    from transformers import SchedulerType, TrainingArguments
 
+    schedules = [schedule.value for schedule in SchedulerType]
+    if arguments["schedule"] not in schedules:
+        raise ValueError(f"schedule: expected one of {', '.join(schedules)}, got {arguments['schedule']!r}")
     cpu = on_cpu(arguments["device"])
     return TrainingArguments(
         output_dir=str(folder),

@@ -19,7 +19,7 @@ from transformers.trainer_callback import PrinterCallback
 
 from ofa_fast.training.checkpoints import Checkpoints
 from ofa_fast.training.cost import EnergyMeter
-from ofa_fast.training.data import examples
+from ofa_fast.training.data import attention_within, examples
 
 ALL = "(all)"  # the language of evaluations.csv for all held-out text
 
@@ -48,7 +48,10 @@ class LanguageModelTrainer(Trainer):
         return None
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "position_ids" in inputs:
+        if "documents" in inputs:
+            mask = {"attention_mask": attention_within(inputs["documents"])}
+            inputs = {name: value for name, value in inputs.items() if name != "documents"} | mask
+        elif "position_ids" in inputs:
             # In them transformers looks for documents where there is neither an attention mask nor a cache.
             inputs = {name: value for name, value in inputs.items() if name != "attention_mask"} | {"use_cache": False}
         outputs = model(**inputs)

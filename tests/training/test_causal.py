@@ -113,7 +113,7 @@ def test_the_loss_of_packed_documents_is_that_of_each_alone(which, decoders):
     end = tokenizer.eos_token_id
     documents = [[5, 6, 7, 8, end], [9, end], [20, 21, 22, end], [30, 31, 32, 33, 34]]
     sequences = [documents[0] + documents[1], documents[2] + documents[3]]
-    assert separates_documents(model)
+    assert separates_documents(model, causal=True)
     batch = causal_collator(tokenizer, apart=True)(
         [{"input_ids": torch.tensor(ids).numpy(), "position": i} for i, ids in enumerate(sequences)]
     )
@@ -170,7 +170,7 @@ def test_training_a_decoder(which, decoders, texts, held_out, tmp_path, monkeypa
         monkeypatch.setattr(
             FactorizedHead, "forward", lambda *args: pytest.fail("logits were formed")
         )  # but for the trial of the attention mask, before training
-        monkeypatch.setattr("ofa_fast.training.loading.separates_documents", lambda model: True)
+        monkeypatch.setattr("ofa_fast.training.loading.separates_documents", lambda *_: True)
     options = OPTIONS | {"steps": 40}
     report = train(decoders[which], texts, tmp_path / "out", eval_files=held_out, **options)
     assert (report["objective"], report["documents_apart"]) == ("causal", True)
@@ -220,7 +220,7 @@ def test_an_interrupted_decoder_resumes_to_the_same_curve_and_weights(which, dec
 )
 def test_a_model_that_cannot_keep_documents_apart_is_found_out(model, texts, tmp_path):
     """One takes no position ids, one for its embeddings only, one counts them from 2."""
-    assert not separates_documents(model)
+    assert not separates_documents(model, causal=True)
     model.save_pretrained(tmp_path / "model")
     tokenizer_for("gpt2", texts).save_pretrained(tmp_path / "model")
     report = train(tmp_path / "model", texts, tmp_path / "out", **OPTIONS | {"steps": 2})

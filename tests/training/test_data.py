@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -61,6 +62,12 @@ def test_files_are_packed_one_by_one_and_whole(sequences, texts, tokenizer):
         special = {tokenizer.cls_token_id, tokenizer.sep_token_id}
         assert [i for i in packed if i not in special] == expected
         assert all(len(ids) == 32 for ids in rows[:-1])
+
+
+def test_other_processes_get_the_name_of_the_files_not_their_content(sequences):
+    sent = pickle.dumps(sequences)
+    assert len(sent) < 500
+    assert [ids.tolist() for ids in pickle.loads(sent)] == [ids.tolist() for ids in sequences]
 
 
 def test_an_epoch_is_a_permutation_and_each_epoch_another(sequences):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import inspect
 
 import pytest
@@ -45,7 +46,7 @@ def test_what_is_not_given_is_left_to_the_preset_or_to_train(monkeypatch):
 def test_every_argument_of_train_is_on_the_command_line():
     line = (
         "train model --train-file a --eval-file b --out out --max-length 9 --temperature 2 --mlm-probability 0.2 "
-        "--whole-words --seed 1 --steps 5 --epochs 2 --batch-size 3 --gradient-accumulation-steps 2 "
+        "--whole-words --documents apart --seed 1 --steps 5 --epochs 2 --batch-size 3 --gradient-accumulation-steps 2 "
         "--effective-batch-size 6 --learning-rate 1e-4 --schedule cosine --warmup-steps 2 --weight-decay 0.1 "
         "--freeze body --freeze-steps 2 --precision bfloat16 --save-steps 2 --eval-steps 2 --tensorboard --workers 1 "
         "--device cpu --fsdp --country DEU --estimate --resume --overwrite"
@@ -72,6 +73,22 @@ def test_an_effective_batch_trains_like_its_factors(factorized_dir, texts, tmp_p
     two = train(factorized_dir, texts, tmp_path / "two", **OPTIONS, effective_batch_size=12)
     assert one["losses"] == two["losses"]
     assert two["arguments"]["gradient_accumulation_steps"] == 3
+
+
+@pytest.mark.parametrize(
+    ("schedule", "warmup", "shares"),
+    [
+        ("linear", 0, [1, 0.75, 0.5, 0.25]),
+        ("linear", 0.5, [0, 0.5, 1, 0.5]),
+        ("cosine", 2, [0, 0.5, 1, 0.5]),
+        ("constant_with_warmup", 2, [0, 0.5, 1, 1]),
+    ],
+)
+def test_learning_rates_of_a_schedule(schedule, warmup, shares, factorized_dir, texts, tmp_path):
+    train(factorized_dir, texts, tmp_path / "out", **OPTIONS, schedule=schedule, warmup_steps=warmup)
+    with open(tmp_path / "out" / "losses.csv") as file:
+        rates = [float(row["learning_rate"]) for row in csv.DictReader(file)]
+    assert rates == pytest.approx([share * OPTIONS["learning_rate"] for share in shares])
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="there is an accelerator")

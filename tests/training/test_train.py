@@ -256,6 +256,7 @@ def test_a_diverging_loss_ends_the_run(dense_dir, texts, tmp_path):
         ({"max_length": 2}, ValueError, "max_length: 2 leaves no room"),
         ({"batch_size": 0}, ValueError, "batch_size: expected a positive whole number, got 0"),
         ({"temperature": 0.5}, ValueError, "temperature: expected a number of at least 1, got 0.5"),
+        ({"schedule": "slow"}, ValueError, "schedule: expected one of linear, cosine, .*, got 'slow'"),
         ({"freeze": "head"}, ValueError, "freeze: expected one of none, table, body, copied, got 'head'"),
         ({"freeze_steps": 3}, ValueError, "freeze_steps: nothing is frozen; say what with freeze"),
         ({"precision": "bf16"}, ValueError, "precision: expected one of float32, bfloat16, float16, got 'bf16'"),
