@@ -59,7 +59,7 @@ def test_training_lowers_the_loss_and_writes_a_loadable_model(model_dir, texts, 
 
     before, after = report["evaluations"]
     assert (before["step"], after["step"]) == (0, report["arguments"]["steps"])
-    assert after["loss"] < before["loss"] - 0.3
+    assert after["loss"] < before["loss"] - 0.2
     assert after["perplexity"] == pytest.approx(2.718281828 ** after["loss"])
     assert after["losses"] == {"eng": after["loss"]}
     n = sum(part["sequences"] for part in report["data"].values())
