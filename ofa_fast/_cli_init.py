@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 
 def run(args) -> None:
+    import torch.distributed as dist
+
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        _run(args, None)
+        return
+    dist.init_process_group("gloo")
+    try:
+        # One process speaks for all.
+        with redirect_stdout(sys.stdout if dist.get_rank() == 0 else None):
+            _run(args, dist.group.WORLD)
+    finally:
+        dist.destroy_process_group()
+
+
+def _run(args, group) -> None:
     import torch
     from transformers import AutoConfig, AutoTokenizer
 
     from ofa_fast import WordVectors, initialize
     from ofa_fast._files import atomic_folder
 
+    first = group is None or group.rank() == 0
     config = AutoConfig.from_pretrained(args.source)
     source_tokenizer = AutoTokenizer.from_pretrained(args.source)
     target_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     vectors = WordVectors.load(args.vectors, language=args.language) if args.vectors else None
-    _print_plan(args, config, (source_tokenizer, target_tokenizer), vectors)
+    _print_plan(args, config, (source_tokenizer, target_tokenizer), vectors, group)
     if args.dry_run:
         return
 
-    with atomic_folder(args.out, overwrite=args.overwrite) as folder:
+    with atomic_folder(args.out, overwrite=args.overwrite) if first else nullcontext() as folder:
         torch.manual_seed(args.seed)  # a checkpoint without a language-modelling head gets a fresh one
         model = load_model(args.source, config)
         head = model.get_output_embeddings()
@@ -39,7 +57,10 @@ def run(args) -> None:
             parity=args.parity,
             source_bias=None if head is None else getattr(head, "bias", None),
             progress=sys.stderr.isatty(),
+            group=group,
         )
+        if not first:
+            return
         for rank, result in zip(args.rank, results, strict=True):
             name = _rank_name(rank) if len(args.rank) > 1 else ""
             _write(folder / name, model, result, target_tokenizer, args.export_npy)
@@ -80,7 +101,7 @@ def _write(folder: Path, model, result, tokenizer, export_npy: bool) -> None:
     result.write(folder, export_npy=export_npy, tables=False)
 
 
-def _print_plan(args, config, tokenizers, vectors) -> None:
+def _print_plan(args, config, tokenizers, vectors, group) -> None:
     import torch
     from transformers import AutoModel
 
@@ -98,6 +119,7 @@ def _print_plan(args, config, tokenizers, vectors) -> None:
         method=args.method,
         parity=args.parity,
         progress=sys.stderr.isatty(),
+        group=group,
     )
     body = sum(p.numel() for p in model.parameters()) - shape.numel()
     tables = [size["factorized"] for size in planned["parameters"]]

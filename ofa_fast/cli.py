@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+from ofa_fast import _cli_train
+
 # What bad input raises, in ofa_fast and in the libraries that read the user's files.
 INPUT_ERRORS = (ValueError, TypeError, IndexError, OSError, UnicodeError)
 
@@ -87,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="ofa-fast", description="Move pretrained language models to new vocabularies and languages.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
-    def command(name, run, summary, example, among=commands):
+    def subparser(name, run, summary, example, among=commands):
         sub = among.add_parser(
             name,
             help=summary,
@@ -97,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--debug", action="store_true", help="show the traceback of an error")
         sub.set_defaults(run=run)
-        return sub.add_argument
+        return sub
+
+    def command(*arguments):
+        return subparser(*arguments).add_argument
 
     vectors = commands.add_parser("vectors", help="make, convert and judge multilingual word vectors")
     vectors = vectors.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -183,7 +188,8 @@ def _parser() -> argparse.ArgumentParser:
         _init,
         "give a pretrained model a new vocabulary",
         "init --source sentence-transformers/all-MiniLM-L6-v2 --tokenizer my-tokenizer/ \\\n"
-        "      --vectors vectors.safetensors --rank 100,full --out initialised/",
+        "      --vectors vectors.safetensors --rank 100,full --out initialised/\n"
+        "  torchrun --nproc-per-node 8 -m ofa_fast.cli init ...     shares the vocabulary out to processes",
     )
     add("--source", required=True, metavar="MODEL", help="folder or hub id of the pretrained model and its tokenizer")
     add("--tokenizer", required=True, metavar="TOKENIZER", help="folder or hub id of the new tokenizer")
@@ -221,52 +227,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--overwrite", action="store_true", help="replace --out where it exists")
     add("--dry-run", action="store_true", help="print the counts and the memory that it would take, and stop")
 
-    add = command(
-        "train",
-        _train,
-        "continue the pretraining of a masked or causal language model",
-        "train initialised/rank-100 --train-file deu=news.txt swh.jsonl --steps 1000 --out trained/\n"
-        "  torchrun --nproc-per-node 8 -m ofa_fast.cli train initialised/rank-100 --train-file all.txt --out trained/",
-    )
-    add("model_dir", type=Path, metavar="DIR", help="a folder that init or train wrote")
-    add(
-        "--train-file",
-        dest="train_files",
-        nargs="+",
-        type=_labelled_file,
-        required=True,
-        metavar="[LANGUAGE=]FILE",
-        help="text with a passage a line, .jsonl, .parquet, or a folder that datasets saved; language from the name",
-    )
-    add(
-        "--eval-file",
-        dest="eval_files",
-        nargs="+",
-        type=_labelled_file,
-        default=(),
-        metavar="[LANGUAGE=]FILE",
-        help="held-out text",
-    )
-    add("--out", type=Path, required=True, metavar="DIR", help="folder to write")
-    add("--steps", type=_positive, help="optimiser steps; without it, --epochs decides")
-    add("--epochs", type=float, default=1.0, help="(default: 1)")
-    add("--batch-size", type=_positive, default=32, help="sequences a forward pass and process (default: 32)")
-    add("--gradient-accumulation-steps", type=_positive, default=1, help="forward passes a step (default: 1)")
-    add("--learning-rate", type=float, default=5e-5, help="(default: 5e-5)")
-    add("--schedule", default="linear", help="of the learning rate, a name that transformers knows (default: linear)")
-    add("--warmup-steps", type=float, default=0, help="below 1, a share of all steps (default: 0)")
-    add("--weight-decay", type=float, default=0.0, help="(default: 0)")
-    add("--max-length", type=_positive, help="tokens a sequence (default: what the model takes, at most 512)")
-    add("--temperature", type=float, default=1.0, help="T of the languages' shares, p ∝ n^(1/T) (default: 1)")
-    add("--mlm-probability", type=float, default=0.15, help="share of tokens an encoder predicts (default: 0.15)")
-    add("--bf16", action="store_true", help="compute in bfloat16; weights stay float32")
-    add("--save-steps", type=_positive, default=500, help="steps between checkpoints (default: 500)")
-    add("--eval-steps", type=_positive, help="steps between measurements on --eval-file (default: at the ends only)")
-    add("--workers", type=int, default=0, help="processes that prepare batches (default: 0)")
-    add("--device", choices=("cpu",), help="stay off the GPU")
-    add("--seed", type=int, default=0, help="of the order and the masks (default: 0)")
-    add("--resume", action="store_true", help="go on from the last checkpoint of an interrupted run")
-    add("--overwrite", action="store_true", help="replace --out where it exists")
+    train = subparser("train", _cli_train.run, _cli_train.SUMMARY, _cli_train.EXAMPLE)
+    _cli_train.add_arguments(train, _positive, _labelled_file)
 
     add = command(
         "evaluate",
@@ -315,17 +277,6 @@ def _init(args) -> None:
     from ofa_fast._cli_init import run
 
     run(args)
-
-
-def _train(args) -> None:
-    from ofa_fast.training import train
-
-    report = train(**{name: value for name, value in vars(args).items() if name not in ("run", "debug")})
-    if os.environ.get("RANK", "0") == "0":  # under torchrun one process speaks for all
-        print(
-            f"{args.out}: {report['arguments']['steps']} steps, final loss {report['final_loss']:.3f}, "
-            f"{report['tokens_per_second']:,.0f} tokens/s"
-        )
 
 
 def _evaluate(args) -> None:

@@ -216,6 +216,31 @@ def test_one_rank_is_the_folder_itself(place, tmp_path):
     assert (tmp_path / "out" / "config.json").exists()
 
 
+def test_two_processes_initialise_what_one_does(place, tmp_path, monkeypatch):
+    """Every file is the same bit for bit; small pieces, so that each process has several."""
+    pieces = (
+        "from ofa_fast.initialization import rows, subwords; rows.ROWS_PER_STREAM = 64; subwords.WORDS_PER_CHUNK = 99"
+    )
+    (tmp_path / "program.py").write_text(f"import sys; from ofa_fast.cli import main; {pieces}; sys.exit(main())")
+    monkeypatch.setattr("ofa_fast.initialization.rows.ROWS_PER_STREAM", 64)
+    monkeypatch.setattr("ofa_fast.initialization.subwords.WORDS_PER_CHUNK", 99)
+    options = ["--rank", "8,full", "--export-npy"]
+    assert main(init(place, tmp_path / "one", *options)) == 0
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*torchrun, str(tmp_path / "program.py"), *init(place, tmp_path / "two", *options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("rows, initialised in") == 1
+
+    files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
+    assert len(files) > 10
+    for name in files:
+        one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
+        if name.name == "initialization.json":
+            one, two = ({key: value for key, value in json.loads(r).items() if key != "seconds"} for r in (one, two))
+        assert one == two, name
+
+
 def test_init_keeps_what_exists_unless_told(place, tmp_path, capsys):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

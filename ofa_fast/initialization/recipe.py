@@ -14,6 +14,7 @@ from ofa_fast.initialization.methods import weigh
 from ofa_fast.initialization.neighbors import nearest
 from ofa_fast.initialization.result import COPIED, ORIGINS, RANDOM, SIMILAR, Initialization
 from ofa_fast.initialization.rows import target_rows as make_rows
+from ofa_fast.initialization.sharing import Processes
 from ofa_fast.initialization.subwords import covered_subwords, subword_vectors
 from ofa_fast.ops import truncated_svd
 
@@ -35,7 +36,8 @@ def initialize(
     target_languages: Iterable[str] | None = None,
     weighting: str | None = None,
     progress: bool = False,
-) -> Initialization | list[Initialization]:
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Initialization | list[Initialization] | None:
     """Initialise a table for ``target_tokenizer`` from the table of ``source_tokenizer``.
 
     With E ≈ F P the truncated SVD of the source table (F = U_R, P = diag(S_R) V_Rᵀ; F = E at full rank), the row of a
@@ -65,50 +67,67 @@ def initialize(
         source_languages, target_languages: ISO 639-3 codes; count only words of these languages.
         weighting: of the neighbours, "softmax" or "sparsemax"; by default the method's own.
         progress: show progress bars.
+        group: processes that share the work, for vocabularies of millions: a group of ``torch.distributed`` that can
+            send tensors on the CPU, such as ``torch.distributed.group.WORLD`` of the backend gloo. All of them call
+            this with the same arguments. They tokenise the words together, and each finds the neighbours and makes the
+            rows of its part of the target vocabulary. The result is that of one process, bit for bit.
 
     Returns:
-        One ``Initialization``, or a list of them for a list of ranks; all tensors on the CPU.
+        One ``Initialization``, or a list of them for a list of ranks; all tensors on the CPU. None on all processes of
+        ``group`` but the first.
 
     Raises:
         ValueError, TypeError: an argument does not fit, named with what was given and what would work.
 
     Peak extra memory, the results not counted: 12 Vt d + 4 Vs d bytes for the subword vectors, 4 Vs max(R) for the SVD.
+    Vt is that of its part of the vocabulary for each of several processes.
 
     Sources: Liu et al. 2024 (arXiv 2311.08849), section 3; those of the rivals are named in ``methods.METHODS``.
     """
     ranks = arguments.ranks_of(rank)
     how = arguments.method_of(method, neighbors, temperature, weighting, word_vectors, seed, parity)
     languages = arguments.language_codes(source_languages), arguments.language_codes(target_languages)
+    processes = Processes(group)
+    if parity and processes.size > 1:
+        raise ValueError("group has several processes, but parity=True, whose random rows are one stream, takes one")
+    progress = progress and processes.rank == 0
     seconds: dict[str, float] = {}
     with report.timed(seconds, "matching"):
         source, target = _vocabularies(source_tokenizer, target_tokenizer, parity)
         rows = arguments.check_target_rows(target_rows, len(target.tokens))
+        part = processes.part(rows)
         sources = torch.full((rows,), -1)
         matches = torch.from_numpy(_match(source, target, parity))
         sources[: len(matches)] = matches if how.copies == "all" else _special_only(matches, target_tokenizer)
+        sources = sources[part]
     with report.timed(seconds, "checks"):
         table = arguments.source_table(source_embeddings, len(source.tokens), parity)
         ranks = [arguments.fitting_rank(r, *table.shape) for r in ranks]
         bias = None if parity else arguments.source_bias_of(source_bias, len(source_embeddings), len(table))
 
-    origin = torch.full((rows,), RANDOM, dtype=torch.uint8)
+    origin = torch.full((len(sources),), RANDOM, dtype=torch.uint8)
     origin[sources >= 0] = COPIED
-    found = torch.full((rows, how.neighbors), -1)
-    weights = torch.zeros(rows, how.neighbors)
+    found = torch.full((len(sources), how.neighbors), -1)
+    weights = torch.zeros(len(sources), how.neighbors)
     counts = {"source_tokens": len(source_tokenizer), "target_tokens": len(target_tokenizer)}
     if how.keys:
         with report.timed(seconds, "subword_vectors"):
-            vectors = partial(subword_vectors, word_vectors=word_vectors, parity=parity, progress=progress)
-            target_vectors = torch.from_numpy(vectors(target_tokenizer, languages=languages[1], name="Target vectors"))
+            vectors = partial(
+                subword_vectors, word_vectors=word_vectors, parity=parity, progress=progress, processes=processes
+            )
+            target_vectors = torch.from_numpy(
+                vectors(target_tokenizer, languages=languages[1], name="Target vectors", part=part)
+            )
             queries = target_vectors.ne(0).any(1)
-            counts["target_tokens_with_vector"] = int(queries.sum())
+            counts["target_tokens_with_vector"] = sum(processes.exchange(int(queries.sum())))
             if how.keys == "source":
                 key_vectors = torch.from_numpy(vectors(source_tokenizer, languages=languages[0], name="Source vectors"))
                 key_rows = torch.arange(len(key_vectors))
                 counts["source_tokens_with_vector"] = int(key_vectors.ne(0).any(1).sum())
             else:
                 copied = (queries & (sources[: len(queries)] >= 0)).nonzero().flatten()
-                key_vectors, key_rows = target_vectors[copied], sources[copied]
+                shared = processes.exchange((target_vectors[copied], sources[copied]))
+                key_vectors, key_rows = map(torch.cat, zip(*shared, strict=True))
         with report.timed(seconds, "neighbor_search"):
             # The published search ranks sources without a vector too, with cosine 0.
             keys = torch.ones(len(key_vectors), dtype=torch.bool) if parity else key_vectors.ne(0).any(1)
@@ -128,6 +147,18 @@ def initialize(
 
     with report.timed(seconds, "svd"):
         factors = _factorize(table, ranks)
+    chosen, rest = (origin, sources, found, weights), "published" if parity else how.rest
+    rows_of, seconds_of = [], []
+    for r in ranks:
+        seconds_of.append({})
+        with report.timed(seconds_of[-1], "rows"):
+            coordinates = factors[r][0]
+            rows_of.append(processes.gather(make_rows(coordinates, *chosen, rest, seed, part.start), rows))
+    # Random rows get the mean bias, not a draw: a random bias would favour some tokens from the first step on.
+    new_bias = None if bias is None else processes.gather(make_rows(bias[:, None], *chosen, "mean")[:, 0], rows)
+    origin, sources, found, weights = (processes.gather(own, rows) for own in chosen)
+    if processes.rank:
+        return None
     with report.timed(seconds, "report"):
         counts |= {"rows": rows, "padding_rows": rows - len(target.tokens)}
         counts |= dict(zip(ORIGINS, torch.bincount(origin, minlength=len(ORIGINS)).tolist(), strict=True))
@@ -150,30 +181,24 @@ def initialize(
         }
 
     results = []
-    for r in ranks:
-        spent = dict(seconds)
-        with report.timed(spent, "rows"):
-            coordinates, basis, explained = factors[r]
-            provenance = origin.clone(), sources.clone(), found.clone(), weights.clone()
-            new_rows = make_rows(coordinates, *provenance, "published" if parity else how.rest, seed)
-            # Random rows get the mean bias, not a draw: a random bias would favour some tokens from the first step on.
-            new_bias = None if bias is None else make_rows(bias[:, None], *provenance, "mean")[:, 0].contiguous()
+    for r, new_rows, own_seconds in zip(ranks, rows_of, seconds_of, strict=True):
+        coordinates, basis, explained = factors[r]
         of_rank = {
             "rank": coordinates.shape[1],
             "factorized": basis is not None,
             "parameters": report.parameters(rows, coordinates.shape[1], table.shape[1], basis is not None),
             "explained_variance": explained,
-            "seconds": spent,
+            "seconds": seconds | own_seconds,
         }
         results.append(
             Initialization(
                 coordinates=new_rows,
                 basis=None if basis is None else basis.cpu(),
-                origin=provenance[0],
-                neighbors=provenance[2],
-                weights=provenance[3],
-                sources=provenance[1],
-                bias=new_bias,
+                origin=origin.clone(),
+                neighbors=found.clone(),
+                weights=weights.clone(),
+                sources=sources.clone(),
+                bias=None if new_bias is None else new_bias.clone(),
                 source_coordinates=coordinates.cpu(),
                 report=shared | of_rank,
             )
@@ -193,6 +218,7 @@ def plan(
     target_rows: int | None = None,
     target_languages: Iterable[str] | None = None,
     progress: bool = False,
+    group: torch.distributed.ProcessGroup | None = None,
 ) -> dict:
     """What ``initialize`` would do, before it: counts by origin, sizes and memory, without a vector being computed.
 
@@ -217,7 +243,14 @@ def plan(
     words, width = 0, 0
     if how.keys:
         codes = arguments.language_codes(target_languages)
-        covered = covered_subwords(target_tokenizer, word_vectors, languages=codes, parity=parity, progress=progress)
+        covered = covered_subwords(
+            target_tokenizer,
+            word_vectors,
+            languages=codes,
+            parity=parity,
+            progress=progress,
+            processes=Processes(group),
+        )
         origin[: len(covered)][covered] = SIMILAR
         words, width = word_vectors.vectors.nbytes, word_vectors.vectors.shape[1]
     matches = _match(source, target, parity)

@@ -21,10 +21,12 @@ def target_rows(
     weights: torch.Tensor,
     rest: str,
     seed: int = 0,
+    first_row: int = 0,
 ) -> torch.Tensor:
     """[Vt, R] from ``table`` [Vs, R]; random rows as ``DRAWS[rest]`` makes them.
 
-    A similar row is ``(weights[:, :, None] * table[neighbors]).sum(1)``, without the [n, k, R] product.
+    A similar row is ``(weights[:, :, None] * table[neighbors]).sum(1)``, without the [n, k, R] product. Where these are
+    a part of a larger table, ``first_row`` is where it begins there.
     """
     out = torch.empty(len(origin), table.shape[1])
     copied, similar, random = ((origin == kind).nonzero().flatten() for kind in (COPIED, SIMILAR, RANDOM))
@@ -37,42 +39,44 @@ def target_rows(
             mode="sum",
         ).cpu()
     if len(random):
-        DRAWS[rest](out, random, table, seed)
+        DRAWS[rest](out, random, table, seed, first_row)
     return out
 
 
-def _mean(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
+def _mean(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     out[random] = table.double().mean(0).float().cpu()
 
 
-def _gaussian(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
+def _gaussian(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     """N(mean, covariance): z L with L = diag(√λ) Qᵀ, where Q diag(λ) Qᵀ is the population covariance."""
     values = table.double()
     values, vectors = torch.linalg.eigh(torch.cov(values.T, correction=0).reshape(values.shape[1], -1))
     root = (values.clamp_min(0).sqrt()[:, None] * vectors.T).float().cpu().numpy()
     mean = table.double().mean(0).float().cpu().numpy()
-    for rows, within, normal in _streams(random, table.shape[1], seed):
+    for rows, within, normal in _streams(random, table.shape[1], seed, first_row):
         out.numpy()[rows] = (normal @ root + mean)[within]
 
 
-def _normal(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
+def _normal(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     """N(mean, population std), column by column."""
     mean, std = (t.float().cpu().numpy() for t in (table.double().mean(0), table.double().std(0, correction=0)))
-    for rows, within, normal in _streams(random, table.shape[1], seed):
+    for rows, within, normal in _streams(random, table.shape[1], seed, first_row):
         out.numpy()[rows] = (normal * std + mean)[within]
 
 
-def _streams(random: torch.Tensor, width: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def _streams(
+    random: torch.Tensor, width: int, seed: int, first_row: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """A stream of normal numbers for each block of 1,024 rows, so that none waits for another."""
     random = random.numpy()
-    blocks, starts = np.unique(random // ROWS_PER_STREAM, return_index=True)
+    blocks, starts = np.unique((first_row + random) // ROWS_PER_STREAM, return_index=True)
     normal = np.empty((ROWS_PER_STREAM, width), dtype=np.float32)
     for block, rows in zip(blocks.tolist(), np.split(random, starts[1:]), strict=True):
         np.random.default_rng([seed, block]).standard_normal(dtype=np.float32, out=normal)
-        yield rows, rows % ROWS_PER_STREAM, normal
+        yield rows, (first_row + rows) % ROWS_PER_STREAM, normal
 
 
-def _published(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int) -> None:
+def _published(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     values = table.numpy()
     # float32 sums of float32 columns, as published: rows are to be equal, not only close.
     draws = np.random.RandomState(seed).normal(values.mean(0), values.std(0), tuple(out.shape))

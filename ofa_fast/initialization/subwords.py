@@ -12,8 +12,10 @@ from tqdm.auto import tqdm
 
 from ofa_fast import _native
 from ofa_fast.initialization import tokenization
+from ofa_fast.initialization.sharing import Processes
 
 WORDS_PER_CHUNK = 16_384
+ALONE = Processes()
 
 
 @dataclass
@@ -25,6 +27,13 @@ class _Chunk:
     ids: np.ndarray  # the subwords of each spelling of each word
     id_starts: np.ndarray  # [T + 1] where each spelling's subwords begin
     text_starts: np.ndarray  # [W + 1] where each word's spellings begin
+
+    def within(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
+        """The ``ids`` in [begin, end), counted from ``begin``, and [W + 1] where each word's begin."""
+        kept = (self.ids >= begin) & (self.ids < end)
+        before = np.zeros(len(kept) + 1, dtype=np.int64)
+        np.cumsum(kept, out=before[1:])
+        return self.ids[kept] - begin, before[self.id_starts[self.text_starts]]
 
 
 def spellings(word: str) -> tuple[str, ...]:
@@ -83,7 +92,13 @@ def _checked(word_vectors) -> np.ndarray:
 
 
 def _occurrences(
-    tokenizer, word_vectors, languages: set[str] | None, parity: bool, progress: bool, name: str
+    tokenizer,
+    word_vectors,
+    languages: set[str] | None,
+    parity: bool,
+    progress: bool,
+    name: str,
+    processes: Processes,
 ) -> Iterator[_Chunk]:
     words, of = word_vectors.words, word_vectors.languages
     if parity:
@@ -106,23 +121,28 @@ def _occurrences(
     tokenization.warn_if_slow(tokenizer, 3 * len(index))
     encode = tokenization.batch_encoder(tokenizer)
     with tqdm(total=len(index), desc=name, disable=not progress) as bar:
-        for begin in range(0, len(index), WORDS_PER_CHUNK):
-            end = min(begin + WORDS_PER_CHUNK, len(index))
-            texts = list(map(texts_of, index[begin:end]))
-            text_starts = np.zeros(len(texts) + 1, dtype=np.int64)
-            np.cumsum(list(map(len, texts)), out=text_starts[1:])
-            bounds = row_starts[begin : end + 1]
-            yield _Chunk(
-                rows[bounds[0] : bounds[-1]], bounds - bounds[0], *encode(list(chain.from_iterable(texts))), text_starts
-            )
-            bar.update(end - begin)
+        for first in range(0, len(index), WORDS_PER_CHUNK * processes.size):
+            begin = first + WORDS_PER_CHUNK * processes.rank
+            texts = list(map(texts_of, index[begin : begin + WORDS_PER_CHUNK]))
+            bounds = row_starts[begin : begin + len(texts) + 1]
+            yield from filter(None, processes.exchange(texts and _chunk(encode, texts, rows, bounds)))
+            bar.update(min(WORDS_PER_CHUNK * processes.size, len(index) - first))
 
 
-def covered_subwords(tokenizer, word_vectors, *, languages=None, parity=False, progress=False) -> np.ndarray:
+def _chunk(encode, texts: list[tuple[str, ...]], rows: np.ndarray, bounds: np.ndarray) -> _Chunk:
+    text_starts = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum(list(map(len, texts)), out=text_starts[1:])
+    ids, id_starts = encode(list(chain.from_iterable(texts)))
+    return _Chunk(rows[bounds[0] : bounds[-1]], bounds - bounds[0], ids, id_starts, text_starts)
+
+
+def covered_subwords(
+    tokenizer, word_vectors, *, languages=None, parity=False, progress=False, processes=ALONE
+) -> np.ndarray:
     """Which subwords occur in a word of ``word_vectors``: [V] bool, from tokenisation alone."""
     _checked(word_vectors)
     covered = np.zeros(len(tokenization.tokens_by_id(tokenizer)), dtype=bool)
-    for chunk in _occurrences(tokenizer, word_vectors, languages, parity, progress, "Tokenising words"):
+    for chunk in _occurrences(tokenizer, word_vectors, languages, parity, progress, "Tokenising words", processes):
         covered[chunk.ids] = True
     if not parity:
         covered[list(tokenization.special_ids(tokenizer))] = False
@@ -130,7 +150,15 @@ def covered_subwords(tokenizer, word_vectors, *, languages=None, parity=False, p
 
 
 def subword_vectors(
-    tokenizer, word_vectors, *, languages=None, parity=False, progress=False, name="Subword vectors"
+    tokenizer,
+    word_vectors,
+    *,
+    languages=None,
+    parity=False,
+    progress=False,
+    name="Subword vectors",
+    processes=ALONE,
+    part=slice(None),
 ) -> np.ndarray:
     """The vector of every subword s: the mean of the vectors of the words that contain it.
 
@@ -145,6 +173,7 @@ def subword_vectors(
         parity: as published, bit for bit: n[s, w] counts the spellings (0 to 3), the ``$`` of the markup is encoded
             as a space, and the unknown token takes part.
         progress: show a progress bar.
+        processes: who share the tokenisation; each gets the vectors of the subwords in its ``part``.
 
     Returns:
         [V, d], V the largest id + 1: float32, float64 with ``parity``; summed in float64 either way, deterministic.
@@ -159,29 +188,31 @@ def subword_vectors(
     """
     vectors = _checked(word_vectors)
     size, dim = len(tokenization.tokens_by_id(tokenizer)), vectors.shape[1]
-    chunks = _occurrences(tokenizer, word_vectors, languages, parity, progress, name)
+    chunks = _occurrences(tokenizer, word_vectors, languages, parity, progress, name, processes)
     if parity:
         return _published_means(chunks, vectors, size)
-    sums, totals = torch.zeros(size, dim, dtype=torch.float64), torch.zeros(size, dtype=torch.float64)
+    begin, end, _ = part.indices(size)
+    sums, totals = torch.zeros(end - begin, dim, dtype=torch.float64), torch.zeros(end - begin, dtype=torch.float64)
     for chunk in chunks:
-        _add(chunk, torch.from_numpy(np.asarray(vectors[chunk.rows], dtype=np.float32)), sums, totals)
+        values = torch.from_numpy(np.asarray(vectors[chunk.rows], dtype=np.float32))
+        _add(values, torch.from_numpy(chunk.row_starts), *map(torch.from_numpy, chunk.within(begin, end)), sums, totals)
     sums, totals = sums.numpy(), totals.numpy()
-    sums[list(tokenization.special_ids(tokenizer))] = 0.0
+    special = [i - begin for i in tokenization.special_ids(tokenizer) if begin <= i < end]
+    sums[special] = 0.0
     sums /= np.maximum(totals, 1)[:, None]
     return sums.astype(np.float32)
 
 
-def _add(chunk: _Chunk, vectors: torch.Tensor, sums: torch.Tensor, totals: torch.Tensor) -> None:
+def _add(vectors, row_starts, ids, id_starts, sums, totals) -> None:
     """Add the vectors of each word to the sums of the subwords in its spellings, each subword once."""
     if _native.cpu is not None:
-        starts = torch.from_numpy(chunk.id_starts[chunk.text_starts]), torch.from_numpy(chunk.row_starts)
-        ids, threads = torch.from_numpy(chunk.ids), torch.get_num_threads()
-        _native.cpu.subword_sums_add(ids, starts[0], vectors, starts[1], sums, totals, threads)
+        _native.cpu.subword_sums_add(ids, id_starts, vectors, row_starts, sums, totals, torch.get_num_threads())
         return
-    subword, word, _ = _occurrences_of(chunk)
-    words = np.add.reduceat(vectors.double().numpy(), chunk.row_starts[:-1])
-    np.add.at(sums.numpy(), subword, words[word])
-    np.add.at(totals.numpy(), subword, np.diff(chunk.row_starts)[word])
+    pairs = torch.stack([torch.arange(len(id_starts) - 1).repeat_interleave(id_starts.diff()), ids])
+    word, subword = pairs.unique(dim=1)
+    words = torch.from_numpy(np.add.reduceat(vectors.double().numpy(), row_starts[:-1].numpy()))
+    sums.index_add_(0, subword, words[word])
+    totals.index_add_(0, subword, row_starts.diff()[word].double())
 
 
 def _occurrences_of(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,6 +4,8 @@ The folder ``<out>.checkpoints`` beside ``out``::
 
     run.json         what decides the loss curve; a resumed run must agree with it
     losses.csv       one row a step
+    evaluations.csv  one row a language and measurement on held-out text
+    tensorboard/     the same for TensorBoard, where it is asked for
     checkpoint-100/  complete: it appears under this name by a rename, with all its files on disk
     .partial/        what the Trainer is writing; thrown away by the next run
     data/            the packed sequences
@@ -20,7 +22,12 @@ from pathlib import Path
 
 from ofa_fast._files import atomic_file, atomic_folder
 
-COLUMNS = ("step", "epoch", "loss", "learning_rate", "tokens", "seconds")
+ENERGY = "energy_kwh.json"
+COLUMNS = {
+    "losses.csv": ("step", "epoch", "loss", "learning_rate", "tokens", "seconds"),
+    "evaluations.csv": ("step", "language", "loss", "perplexity"),
+}
+TYPES = {"step": int, "tokens": int, "language": str}  # all else is float
 
 
 class Checkpoints:
@@ -30,6 +37,9 @@ class Checkpoints:
         self.partial = self.folder / ".partial"
         self.run_file = self.folder / "run.json"
         self.losses_file = self.folder / "losses.csv"
+        self.evaluations_file = self.folder / "evaluations.csv"
+        self.tensorboard = self.folder / "tensorboard"
+        self.energy: float | None = 0.0  # kWh up to the checkpoint from which a run goes on
 
     def complete(self) -> dict[int, Path]:
         """The complete checkpoints by step, in order."""
@@ -48,7 +58,9 @@ class Checkpoints:
         for path in self.complete().values():
             self._remove(path)
         self._clear_partial()
-        self.losses_file.unlink(missing_ok=True)
+        for file in (self.losses_file, self.evaluations_file):
+            file.unlink(missing_ok=True)
+        shutil.rmtree(self.tensorboard, ignore_errors=True)
         with atomic_file(self.run_file) as file:
             file.write_text(json.dumps(run, indent=2))
 
@@ -67,36 +79,49 @@ class Checkpoints:
                     "was started; resume it with the same value, or start again with overwrite"
                 )
         self._clear_partial()
-        step, _ = self.latest()
-        rows = [row for row in self.losses() if row["step"] <= step]
-        with atomic_file(self.losses_file) as file, open(file, "w", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+        step, checkpoint = self.latest()
+        self.energy = json.loads((checkpoint / ENERGY).read_text())
+        for table in (self.losses_file, self.evaluations_file):
+            if not table.exists():
+                continue
+            rows = [row for row in self.rows(table) if row["step"] <= step]
+            with atomic_file(table) as file, open(file, "w", newline="") as stream:
+                writer = csv.DictWriter(stream, COLUMNS[table.name])
+                writer.writeheader()
+                writer.writerows(rows)
 
-    def add_losses(self, rows: list[dict]) -> None:
-        with open(self.losses_file, "a", newline="") as stream:
-            writer = csv.DictWriter(stream, COLUMNS)
+    def add(self, table: Path, rows: list[dict]) -> None:
+        with open(table, "a", newline="") as stream:
+            writer = csv.DictWriter(stream, COLUMNS[table.name])
             if stream.tell() == 0:
                 writer.writeheader()
             writer.writerows(rows)
             stream.flush()
             os.fsync(stream.fileno())
 
-    def losses(self) -> list[dict]:
+    def rows(self, table: Path) -> list[dict]:
         """The rows written so far; a last line that a killed process left unfinished is dropped."""
-        if not self.losses_file.exists():
+        if not table.exists():
             return []
-        text = self.losses_file.read_text()
+        text = table.read_text()
         lines = text[: text.rfind("\n") + 1].splitlines()
-        return [
-            {key: int(value) if key in ("step", "tokens") else float(value) for key, value in row.items()}
-            for row in csv.DictReader(lines)
-        ]
+        return [{key: TYPES.get(key, float)(value) for key, value in row.items()} for row in csv.DictReader(lines)]
 
-    def commit(self, step: int, keep: int) -> None:
+    def losses(self) -> list[dict]:
+        return self.rows(self.losses_file)
+
+    def copy_tables(self, out: Path) -> None:
+        """Copy what was recorded to the folder ``out``."""
+        for table in (self.losses_file, self.evaluations_file):
+            if table.exists():
+                shutil.copyfile(table, out / table.name)
+        if self.tensorboard.exists():
+            shutil.copytree(self.tensorboard, out / self.tensorboard.name)
+
+    def commit(self, step: int, keep: int, energy: float | None) -> None:
         """Turn the Trainer's ``.partial/checkpoint-<step>`` into a complete checkpoint, then drop all but ``keep``."""
         written = self.partial / f"checkpoint-{step}"
+        (written / ENERGY).write_text(json.dumps(energy))
         if step not in self.complete():
             with atomic_folder(self.folder / written.name) as work:
                 for file in written.iterdir():

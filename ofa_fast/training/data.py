@@ -1,174 +1,25 @@
-"""Passages as packed token sequences, in an order and with masks that depend on nothing but the seed."""
+"""Batches of packed sequences, in an order and with masks that depend on nothing but the seed."""
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from ofa_fast.training.text import Files, labelled, passages, states
+from ofa_fast.training.packing import Sequences, special_tokens
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedTokenizerBase
 
-PASSAGES_PER_BATCH = 2000
+LONGEST_WORD = 16  # pieces: a script without spaces would have clauses for words
 
 
 def generator(*key: int) -> torch.Generator:
     """A generator seeded by all numbers of ``key``: other keys give independent streams."""
     state = np.random.SeedSequence(key).generate_state(1, np.uint64)[0]
     return torch.Generator().manual_seed(int(state >> np.uint64(1)))
-
-
-class Packer:
-    """Cuts the stream ``line end line end line …`` into sequences ``start piece end`` of ``length`` tokens.
-
-    Only the last sequence may be shorter. Every token of every line is in exactly one sequence, in order. A line that
-    ends where a sequence ends needs no further separator.
-    """
-
-    def __init__(self, length: int, start: Sequence[int] = (), end: Sequence[int] = ()) -> None:
-        self.room, self.start, self.end = length - len(start) - len(end), start, end
-        if self.room < 1:
-            raise ValueError(f"max_length: {length} leaves no room beside {len(start) + len(end)} special tokens")
-        self._stream: list[int] = []
-
-    def add(self, line: Sequence[int]) -> Iterator[list[int]]:
-        """The sequences that ``line`` completes."""
-        stream, room = self._stream, self.room
-        if stream:
-            stream.extend(self.end)
-        stream.extend(line)
-        cut = len(stream) - len(stream) % room
-        for begin in range(0, cut, room):
-            yield [*self.start, *stream[begin : begin + room], *self.end]
-        del stream[:cut]
-
-    def rest(self) -> Iterator[list[int]]:
-        if self._stream:
-            yield [*self.start, *self._stream, *self.end]
-
-
-def pack(
-    lines: Iterable[Sequence[int]], length: int, start: Sequence[int] = (), end: Sequence[int] = ()
-) -> Iterator[list[int]]:
-    """All sequences of a ``Packer`` given ``lines``."""
-    packer = Packer(length, start, end)
-    for line in lines:
-        yield from packer.add(line)
-    yield from packer.rest()
-
-
-def special_tokens(tokenizer: PreTrainedTokenizerBase, causal: bool) -> tuple[list[int], list[int]]:
-    """What stands before and after a sequence, or before and after a document for a causal model; none or one each.
-
-    A causal model whose tokenizer has one token for both, as GPT-2's has, gets it after a document only.
-    """
-    first = [tokenizer.cls_token_id, tokenizer.bos_token_id]
-    last = [tokenizer.sep_token_id, tokenizer.eos_token_id]
-    step = -1 if causal else 1
-    start, end = ([i for i in ids[::step] if i is not None][:1] for ids in (first, last))
-    return ([] if causal and start == end else start), end
-
-
-def _packed_files(
-    files: tuple[tuple[str, str], ...],
-    argument: str,
-    states: tuple,
-    tokenizer_folder: str,
-    digest: str,
-    length: int,
-    progress: bool,
-    causal: bool,
-) -> Iterator[dict]:
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(tokenizer_folder)
-    start, end = special_tokens(tokenizer, causal)
-    around = ([], []) if causal else (start, end)
-    with tqdm(unit=" passages", unit_scale=True, desc="tokenising", disable=not progress) as bar:
-        for file, (language, path) in enumerate(files):
-            packers: dict[str, Packer] = {}
-            rows = passages(Path(path), language, argument)
-            while batch := list(islice(rows, PASSAGES_PER_BATCH)):
-                languages, texts = zip(*batch, strict=True)
-                tokens = tokenizer(
-                    list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False
-                ).input_ids
-                for own, ids in zip(languages, tokens, strict=True):
-                    if own not in packers:
-                        packers[own] = Packer(length, *around)
-                    for sequence in packers[own].add([*start, *ids, *end] if causal else ids):
-                        yield {"input_ids": sequence, "file": file, "language": own}
-                bar.update(len(batch))
-            for own, packer in packers.items():
-                for sequence in packer.rest():
-                    yield {"input_ids": sequence, "file": file, "language": own}
-
-
-def packed_sequences(
-    files: Files,
-    argument: str,
-    tokenizer_folder: str | os.PathLike,
-    digest: str,
-    length: int,
-    cache: Path,
-    progress: bool,
-    causal: bool = False,
-) -> Dataset:
-    """Packed sequences, memory-mapped: ``input_ids`` (int32), ``file`` (index into ``files``) and ``language``.
-
-    Each language of each file is packed by itself, so that a sequence never mixes two of them. For a ``causal`` model
-    every passage is a document with special tokens of its own; one that a sequence cuts goes on in the next one.
-    It is written once under ``cache`` and found again there for the same files (language, path, sizes, modification
-    times), tokenizer (``digest``), length and kind of model. Memory beyond the page cache: one batch of passages.
-    """
-    import datasets
-    from datasets.exceptions import DatasetGenerationError
-
-    files = labelled(files)
-    features = {
-        "input_ids": datasets.Sequence(datasets.Value("int32")),
-        "file": datasets.Value("int32"),
-        "language": datasets.Value("string"),
-    }
-    shown = not datasets.are_progress_bars_disabled()
-    datasets.disable_progress_bars()
-    try:
-        return datasets.Dataset.from_generator(
-            _packed_files,
-            features=datasets.Features(features),
-            cache_dir=str(cache),
-            gen_kwargs={
-                # Tuples: datasets would take a list for shards and call the generator once for each.
-                "files": tuple((language, str(path)) for language, path in files),
-                "argument": argument,
-                "states": tuple(tuple(states(path)) for _, path in files),
-                "tokenizer_folder": str(tokenizer_folder),
-                "digest": digest,
-                "length": length,
-                "progress": progress,
-                "causal": causal,
-            },
-        ).with_format("numpy")
-    except DatasetGenerationError as error:
-        raise error.__cause__ or error from None
-    finally:
-        if shown:
-            datasets.enable_progress_bars()
-
-
-def languages(sequences: Dataset) -> tuple[list[str], np.ndarray]:
-    """The languages in order of appearance, and each sequence's as an index into them [N]."""
-    column = sequences.data.column("language").combine_chunks().dictionary_encode()
-    return column.dictionary.to_pylist(), column.indices.to_numpy()
 
 
 def quotas(sizes: np.ndarray, temperature: float) -> np.ndarray:
@@ -194,13 +45,13 @@ class Stream(torch.utils.data.Dataset):
     the epochs.
     """
 
-    def __init__(self, sequences: Dataset, length: int, seed: int, temperature: float = 1.0) -> None:
+    def __init__(self, sequences: Sequences, length: int, seed: int, temperature: float = 1.0) -> None:
         self.sequences, self.length, self.seed = sequences, length, seed
         self._orders: dict[int, torch.Tensor] = {}
         self._languages: list[tuple[torch.Tensor, int]] = []
         if temperature != 1:
-            names, codes = languages(sequences)
-            rows = [torch.from_numpy(np.flatnonzero(codes == i)) for i in range(len(names))]
+            codes = sequences.rows["language"]
+            rows = [torch.from_numpy(np.flatnonzero(codes == i)) for i in range(len(sequences.languages))]
             counts = quotas(np.array([len(r) for r in rows]), temperature)
             self._languages = list(zip(rows, counts.tolist(), strict=True))
 
@@ -240,9 +91,8 @@ class Stream(torch.utils.data.Dataset):
         return self.__getitems__([position])[0]
 
 
-def examples(sequences: Dataset, rows: Sequence[int], positions: Sequence[int]) -> list[dict]:
-    ids = sequences[list(rows)]["input_ids"]
-    return [{"input_ids": x, "position": p} for x, p in zip(ids, positions, strict=True)]
+def examples(sequences: Sequences, rows: Sequence[int], positions: Sequence[int]) -> list[dict]:
+    return [{"input_ids": sequences[row], "position": p} for row, p in zip(rows, positions, strict=True)]
 
 
 def padded(examples: list[dict], fill: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -250,30 +100,66 @@ def padded(examples: list[dict], fill: int) -> tuple[torch.Tensor, torch.Tensor]
     lengths = torch.tensor([len(e["input_ids"]) for e in examples])
     input_ids = torch.full((len(examples), int(lengths.max())), fill)
     for row, example in zip(input_ids, examples, strict=True):
-        row[: len(example["input_ids"])] = torch.from_numpy(example["input_ids"])
+        row[: len(example["input_ids"])] = torch.tensor(example["input_ids"])
     return input_ids, (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
 
 
-def masking_collator(tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int):
+def masking_collator(
+    tokenizer: PreTrainedTokenizerBase, mlm_probability: float, seed: int, first_position: int | None = None
+):
     """Batches with ``labels`` at masked tokens, -100 elsewhere: 80 % mask token, 10 % a random token, 10 % unchanged.
 
-    The masking is that of transformers' ``DataCollatorForLanguageModeling``. Its random draws come from one running
-    generator, which a resumed run would not find in the same state: here they are a function of the seed and of the
-    first item's position in the stream. Special tokens, ``unk`` included, are never masked.
-    """
-    from transformers import DataCollatorForLanguageModeling
+    Each word is masked as a whole, with that probability, where the sequences tell words apart (``Sequences``), in
+    runs of at most ``LONGEST_WORD`` pieces; otherwise each piece by itself. Special tokens, ``unk`` included, are
+    never masked. An item's draws are a function of the seed and of its position in the stream, whatever batch it is in:
+    a running generator, such as that of transformers' collator, would be in another state after a resumption.
 
+    With ``first_position``, the documents of a sequence are told apart: ``documents`` numbers them, -1 at padding, and
+    ``position_ids`` start at ``first_position`` in each.
+    """
     special = torch.tensor(tokenizer.all_special_ids)
 
-    class MaskingCollator(DataCollatorForLanguageModeling):
-        def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-            self.generator = generator(seed, 1, examples[0]["position"])
-            input_ids, attention_mask = padded(examples, tokenizer.pad_token_id)
-            unmasked = torch.isin(input_ids, special) | (attention_mask == 0)
-            input_ids, labels = self.torch_mask_tokens(input_ids, special_tokens_mask=unmasked)
-            return {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+    def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
+        marked, attention_mask = padded(examples, tokenizer.pad_token_id)
+        original = torch.where(marked < 0, ~marked, marked)
+        column = torch.arange(marked.shape[1]).expand_as(marked)
+        within = column - torch.where(marked < 0, 0, column).cummax(1).values
+        draws = torch.stack(
+            [torch.rand(marked.shape[1], 3, generator=generator(seed, 1, e["position"])) for e in examples]
+        )
+        draw, kind = draws[..., 0].gather(1, column - within % LONGEST_WORD), draws[..., 1]
+        masked = (draw < mlm_probability) & ~torch.isin(original, special) & (attention_mask > 0)
+        other = (draws[..., 2].double() * len(tokenizer)).long()
+        other = torch.where(kind < 0.8, tokenizer.mask_token_id, torch.where(kind < 0.9, other, original))
+        batch = {
+            "input_ids": torch.where(masked, other, original),
+            "attention_mask": attention_mask,
+            "labels": original.masked_fill(~masked, -100),
+        }
+        if first_position is not None:
+            first = begins(original, tokenizer, causal=False)
+            batch["documents"] = first.cumsum(1).masked_fill(attention_mask == 0, -1)
+            batch["position_ids"] = first_position + within_document(first)
+        return batch
 
-    return MaskingCollator(tokenizer, mlm_probability=mlm_probability)
+    return collate
+
+
+def begins(input_ids: torch.Tensor, tokenizer: PreTrainedTokenizerBase, causal: bool) -> torch.Tensor:
+    """Where a document, or the rest of one that was cut, begins: at the start of a sequence and after the end token."""
+    end = special_tokens(tokenizer, causal)[1][0]
+    return torch.nn.functional.pad(input_ids[:, :-1] == end, (1, 0), value=True)
+
+
+def within_document(first: torch.Tensor) -> torch.Tensor:
+    """Positions counted from 0 in each document, whose beginnings are ``first``."""
+    columns = torch.arange(first.shape[1], device=first.device).expand_as(first)
+    return columns - torch.where(first, columns, 0).cummax(1).values
+
+
+def attention_within(documents: torch.Tensor) -> torch.Tensor:
+    """[batch, 1, length, length]: whether a token attends to another one, which it does in its own document."""
+    return (documents[:, :, None] == documents[:, None, :])[:, None]
 
 
 def causal_collator(tokenizer: PreTrainedTokenizerBase, apart: bool):
@@ -287,15 +173,14 @@ def causal_collator(tokenizer: PreTrainedTokenizerBase, apart: bool):
 
     def collate(examples: list[dict]) -> dict[str, torch.Tensor]:
         input_ids, attention_mask = padded(examples, fill)
-        first = torch.nn.functional.pad(input_ids[:, :-1] == end, (1, 0), value=True)
+        first = begins(input_ids, tokenizer, causal=True)
         batch = {
             "input_ids": input_ids,
             "attention_mask": attention_mask,
             "labels": input_ids.masked_fill(first | (attention_mask == 0), -100),
         }
         if apart:
-            columns = torch.arange(input_ids.shape[1]).expand_as(input_ids)
-            batch["position_ids"] = columns - torch.where(first, columns, 0).cummax(1).values
+            batch["position_ids"] = within_document(first)
         return batch
 
     return collate

@@ -5,12 +5,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import os
+import sys
 from typing import TYPE_CHECKING
 
 import torch
 
 from ofa_fast._text import max_positions
-from ofa_fast.training.data import special_tokens
+from ofa_fast.training.data import attention_within
+from ofa_fast.training.packing import special_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -57,26 +59,62 @@ def load_model(model_dir: str | os.PathLike) -> tuple[PreTrainedModel, list[str]
     return model, sorted(loading["missing_keys"]), causal
 
 
-@torch.no_grad()
-def separates_documents(model: PreTrainedModel) -> bool:
-    """Whether position ids that start again keep a causal model's tokens from attending to the document before.
-
-    Transformers builds its attention masks so, but not every model uses them. So the model is tried: on two inputs of
-    two documents, of which the second one is the same, its outputs at the second one have to agree.
-    """
-    if "position_ids" not in inspect.signature(model.forward).parameters:
-        return False
+def first_position(model: PreTrainedModel) -> int:
+    """The position id of a document's first token: RoBERTa-like models count from ``padding_idx + 1``."""
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    if any(getattr(table, "padding_idx", None) is not None for table in tables):
-        return False  # RoBERTa counts positions from the padding id, and only by itself
+    return next((t.padding_idx + 1 for t in tables if getattr(t, "padding_idx", None) is not None), 0)
+
+
+@torch.no_grad()
+def separates_documents(model: PreTrainedModel, causal: bool) -> bool:
+    """Whether a model's tokens can be kept from attending to other documents of their sequence.
+
+    For a causal model by position ids that start again, from which transformers builds its attention masks; for another
+    one by a mask [batch, 1, length, length]. Not every model uses them. So the model is tried: on two inputs of two
+    documents, of which the second one is the same, its outputs at the second one have to agree.
+    """
+    takes_positions = "position_ids" in inspect.signature(model.forward).parameters
+    start = first_position(model)
+    if causal and (not takes_positions or start):
+        return False  # a RoBERTa decoder counts positions from the padding id, and only by itself
+    if not causal and any("sliding" in kind for kind in getattr(model.config, "layer_types", None) or ()):
+        return False  # the mask would take the place of a window
     rows = model.get_input_embeddings().num_embeddings
-    input_ids = torch.tensor([[rows // 2, rows // 3, 1, 2], [rows - 1, rows // 4, 1, 2]], device=model.device)
-    position_ids = torch.tensor([[0, 1, 0, 1]] * 2, device=model.device)
+    inputs = {"input_ids": [[rows // 2, rows // 3, 1, 2], [rows - 1, rows // 4, 1, 2]]}
+    if takes_positions:
+        inputs["position_ids"] = [[start, start + 1, start, start + 1]] * 2
+    inputs = {name: torch.tensor(ids, device=model.device) for name, ids in inputs.items()}
+    if causal:
+        inputs["use_cache"] = False
+    else:
+        inputs["attention_mask"] = attention_within(torch.tensor([[0, 0, 1, 1]] * 2, device=model.device))
     was_training = model.training
     model.eval()
-    one, other = model(input_ids=input_ids, position_ids=position_ids, use_cache=False).logits[:, 2:]
-    model.train(was_training)
+    try:
+        one, other = model(**inputs).logits[:, 2:]
+    except (RuntimeError, TypeError, ValueError, IndexError):  # such a mask is none that it can use
+        return False
+    finally:
+        model.train(was_training)
     return bool((one - other).abs().max() <= 1e-5 * one.abs().max())
+
+
+def documents_apart(model: PreTrainedModel, causal: bool, documents: str | None, progress: bool) -> bool:
+    """Whether the documents of a sequence are kept apart; ``documents`` is what ``train`` was given.
+
+    Raises:
+        ValueError: they have to be, and the model cannot.
+    """
+    if documents == "joined" or not (documents or causal):
+        return False
+    if separates_documents(model, causal):
+        return True
+    kind = model.config.model_type
+    if documents:
+        raise ValueError(f"documents: a {kind!r} model cannot keep them apart; they can only be joined")
+    if progress:
+        print(f"a {kind!r} model cannot keep the documents of a sequence apart: they are joined", file=sys.stderr)
+    return False
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, model: PreTrainedModel, causal: bool) -> None:

@@ -12,24 +12,23 @@ import numpy as np
 import torch
 
 import ofa_fast
-from ofa_fast.training.data import languages, quotas
+from ofa_fast.training.data import quotas
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel
 
+    from ofa_fast.training.packing import Sequences
+
 CURVE_POINTS = 200
+NAMED = 10  # languages in the legend of a plot
 EVALUATED = ("loss", "perplexity", "losses", "perplexities")
 
 
-def text_statistics(sequences: Dataset, temperature: float) -> dict[str, dict]:
+def text_statistics(sequences: Sequences, temperature: float) -> dict[str, dict]:
     """Of each language: its sequences, its tokens, and its share of the sequences that are drawn at ``temperature``."""
-    import pyarrow.compute as pc
-
-    names, codes = languages(sequences)
-    lengths = pc.list_value_length(sequences.data.column("input_ids")).to_numpy()
+    names, codes = sequences.languages, sequences.rows["language"]
     counts = np.bincount(codes, minlength=len(names))
-    tokens = np.bincount(codes, lengths, minlength=len(names))
+    tokens = np.bincount(codes, sequences.rows["length"], minlength=len(names))
     shares = quotas(counts, temperature) / len(sequences)
     return {
         name: {"sequences": int(counts[i]), "tokens": int(tokens[i]), "share": float(shares[i])}
@@ -92,24 +91,45 @@ def machine(device: torch.device) -> dict:
 
 
 def plot(rows: list[dict], evaluations: list[dict], path: Path) -> None:
-    """The loss over the steps; nothing where matplotlib is not installed."""
+    """Loss, held-out perplexity by language and learning rate over the steps; nothing where matplotlib is missing."""
     try:
+        from matplotlib import colormaps
         from matplotlib.figure import Figure
     except ImportError:
         return
-    axes = (figure := Figure(figsize=(7, 4), layout="constrained")).subplots()
-    axes.plot([r["step"] for r in rows], [r["loss"] for r in rows], color="tab:blue", alpha=0.3, linewidth=1)
-    means = curve(rows)
-    axes.plot([p["step"] for p in means], [p["loss"] for p in means], color="tab:blue", label="training")
-    if evaluations:
-        axes.plot(
-            [e["step"] for e in evaluations],
-            [e["loss"] for e in evaluations],
-            "o-",
-            color="tab:orange",
-            label="held out",
-        )
-    axes.set(xlabel="step", ylabel="loss (nats a token)")
-    axes.grid(alpha=0.3)
-    axes.legend()
-    figure.savefig(path, dpi=150)
+    heights = (3, 3, 1) if evaluations else (3, 1)
+    figure = Figure(figsize=(9, 1.3 * sum(heights)), layout="constrained")
+    losses, *middle, rates = figure.subplots(len(heights), sharex=True, height_ratios=heights)
+    steps, values = [row["step"] for row in rows], [row["loss"] for row in rows]
+    losses.plot(steps, values, color="tab:blue", alpha=0.3, linewidth=1, label="training, every step")
+    if (width := len(rows) // 20) > 1:
+        means = np.convolve(values, np.full(width, 1 / width), "valid")
+        centres = steps[width // 2 :][: len(means)]
+        losses.plot(centres, means, color="tab:blue", label=f"training, mean of {width} steps")
+    for axes in middle:
+        measured = [evaluation["step"] for evaluation in evaluations]
+        losses.plot(measured, [e["loss"] for e in evaluations], "o-", color="tab:orange", label="held out")
+        _plot_languages(axes, measured, [e["perplexities"] for e in evaluations], colormaps["tab10"])
+        axes.set(ylabel="held-out perplexity", yscale="log")
+    rates.plot(steps, [row["learning_rate"] for row in rows], color="tab:green")
+    losses.set(ylabel="loss (nats a token)")
+    losses.legend()
+    rates.set(xlabel="step", ylabel="learning rate", ylim=(0, None))
+    for axes in (losses, *middle, rates):
+        axes.grid(alpha=0.3)
+    figure.savefig(path, dpi=120)
+
+
+def _plot_languages(axes, steps: list[int], perplexities: list[dict[str, float]], colors) -> None:
+    """A line a language; beyond ``NAMED`` of them only the highest and the lowest have a name and a color."""
+    last = perplexities[-1]
+    falling = sorted(last, key=last.get, reverse=True)
+    named = falling if len(last) <= NAMED else [*falling[: NAMED // 2], *falling[-NAMED // 2 :]]
+    for language in falling:
+        own = {"color": "lightgrey", "zorder": 1}
+        if language in named:
+            label = f"{language}  {last[language]:,.1f} at the end"
+            own = {"color": colors(named.index(language)), "zorder": 2, "label": label}
+        axes.plot(steps, [measured[language] for measured in perplexities], "o-", markersize=4, **own)
+    title = None if named == falling else f"highest and lowest of {len(last)}"
+    axes.legend(title=title, loc="center left", bbox_to_anchor=(1, 0.5))

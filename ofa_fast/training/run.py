@@ -5,34 +5,19 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
 
-import torch
-
 from ofa_fast._files import atomic_folder
-from ofa_fast.training import report
+from ofa_fast.training import cost, report, settings
 from ofa_fast.training.checkpoints import Checkpoints
-from ofa_fast.training.data import Stream, causal_collator, masking_collator, packed_sequences
+from ofa_fast.training.data import Stream, causal_collator, masking_collator
+from ofa_fast.training.packing import packed_sequences
 from ofa_fast.training.text import Files, check_files, states
 
 REPORT = "training.json"
-
-# What decides the loss curve: a run is resumed with the same values.
-DECISIVE = (
-    "batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "schedule",
-    "warmup_steps",
-    "weight_decay",
-    "max_grad_norm",
-    "temperature",
-    "mlm_probability",
-    "seed",
-    "bf16",
-)
 
 
 def train(
@@ -44,7 +29,8 @@ def train(
     steps: int | None = None,
     epochs: float = 1.0,
     batch_size: int = 32,
-    gradient_accumulation_steps: int = 1,
+    gradient_accumulation_steps: int | None = None,
+    effective_batch_size: int | None = None,
     learning_rate: float = 5e-5,
     schedule: str = "linear",
     warmup_steps: float = 0,
@@ -52,15 +38,22 @@ def train(
     max_grad_norm: float = 1.0,
     max_length: int | None = None,
     temperature: float = 1.0,
+    documents: str | None = None,
     mlm_probability: float = 0.15,
+    whole_words: bool = False,
+    freeze: str = "none",
+    freeze_steps: int | None = None,
     seed: int = 0,
-    bf16: bool = False,
+    precision: str = "float32",
+    fsdp: bool = False,
     save_steps: int = 500,
     keep_checkpoints: int = 2,
     eval_steps: int | None = None,
     log_steps: int = 10,
+    tensorboard: bool = False,
     workers: int = 0,
     device: str | None = None,
+    country: str | None = None,
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -79,9 +72,12 @@ def train(
     number of threads its loss curve is the same bit for bit.
 
     ``out`` appears by a rename when everything is written: config, weights, tokenizer, ``training.json`` (what this
-    function returns), ``losses.csv`` (every step) and, where matplotlib is installed, ``loss.png``. Until then the
-    state lives beside it in ``<out>.checkpoints``, which goes when ``out`` is there. SIGINT and SIGTERM save a
-    checkpoint, say how to go on, and exit with 128 + the signal's number.
+    function returns), ``losses.csv`` (every step), ``evaluations.csv`` (held-out loss and perplexity by language) and,
+    where matplotlib is installed, ``loss.png``. Until then the state lives beside it in ``<out>.checkpoints``, which
+    goes when ``out`` is there. SIGINT and SIGTERM save a checkpoint, say how to go on, and exit with 128 + the signal's
+    number.
+
+    ``ofa_fast.training.PRESETS`` has published recipes: ``train(…, **PRESETS["ofa"] | {"precision": "bfloat16"})``.
 
     Runs under ``torchrun`` as well; batch sizes are per process.
 
@@ -93,15 +89,30 @@ def train(
             optionally, "language"; folders that `datasets` saved.
         eval_files: held-out text; its loss and perplexity are measured before, every ``eval_steps``, and after.
         steps: optimiser steps; ``None`` for ``epochs`` passes over the text.
-        batch_size: sequences a forward pass; a step takes this times ``gradient_accumulation_steps`` times processes.
+        batch_size: sequences a forward pass; a step takes this times ``gradient_accumulation_steps`` (default: 1)
+            times processes.
+        effective_batch_size: sequences a step; ``gradient_accumulation_steps`` follows from it.
         schedule: of the learning rate, a name that transformers knows: "linear", "cosine", "constant_with_warmup", …
         warmup_steps: below 1 a share of all steps.
         max_length: tokens a sequence with its special tokens; default: the model's limit, at most 512.
         temperature: T of the shares of the languages, p ∝ n^(1/T) with n a language's sequences; above 1, small
             languages are seen more often than their text is long.
-        bf16: compute in bfloat16 (autocast); weights and optimiser states stay float32.
+        documents: of a sequence: "joined", or kept "apart", each with special tokens of its own and without attention
+            to the others. Default: joined for an encoder, as the paper has it, apart for a decoder that can.
+        mlm_probability: share of the tokens that an encoder predicts.
+        whole_words: mask all pieces of a word or none of them.
+        freeze: what is not trained: "none", the "table" (input embedding and head over the vocabulary), the "body" (all
+            else), or what was "copied" (all but the rows of tokens that are new to the model, known from the
+            initialisation in ``model_dir``; such a table has no weight decay).
+        freeze_steps: train everything after so many steps.
+        precision: "float32", "bfloat16" or, on a GPU, "float16" (autocast); weights and optimiser states stay float32.
+        fsdp: under ``torchrun``, shard weights, gradients and optimiser states over the processes (FSDP2) instead of
+            replicating them (DDP).
+        tensorboard: write losses, learning rate and perplexities for TensorBoard, too: to ``<out>.checkpoints`` while
+            it runs, and to ``out/tensorboard`` in the end.
         workers: processes that prepare batches; 0 for none.
         device: "cpu" to stay off the GPU.
+        country: ISO 3166 code of three letters, such as "DEU", whose electricity the report counts CO2e for.
         resume: go on from the last complete checkpoint, or start where there is none. A finished ``out`` is returned
             as it is.
         overwrite: replace ``out``, and forget the checkpoints of an earlier run.
@@ -114,11 +125,14 @@ def train(
         FileExistsError: ``out``, or an unfinished run beside it, exists, and neither ``resume`` nor ``overwrite``.
         ValueError: a file without text or not UTF-8, or with a malformed line; a model without language-model head; a
             tokenizer without mask token (a decoder's: without end-of-sequence token) or with more tokens than the
-            model's table has rows; ``max_length`` over the model's positions; an argument out of range; ``resume``
-            with other arguments than the run was started with; a loss that is not finite.
+            model's table has rows, or that knows no ``whole_words``; ``max_length`` over the model's positions; an
+            argument out of range; ``resume`` with other arguments than the run was started with; a loss that is not
+            finite.
     """
     arguments = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "progress")}
-    _check_numbers(arguments)
+    settings.check(arguments)
+    gradient_accumulation_steps = arguments["gradient_accumulation_steps"] = settings.accumulation(arguments)
+    grams_per_kwh = cost.carbon_intensity(country)
     out = Path(out)
     checkpoints = Checkpoints(out)
     if resume and (out / REPORT).exists():
@@ -133,11 +147,23 @@ def train(
     from transformers import AutoConfig, AutoTokenizer, set_seed
     from transformers.utils import logging
 
-    from ofa_fast.training.loading import check_tokenizer, digest, load_model, separates_documents, sequence_length
+    from ofa_fast.training.freezing import Freezing
+    from ofa_fast.training.loading import (
+        check_tokenizer,
+        digest,
+        documents_apart,
+        first_position,
+        load_model,
+        sequence_length,
+    )
     from ofa_fast.training.trainer import LanguageModelTrainer, Recorder
 
     first_step, checkpoint = checkpoints.latest() if resume else (0, None)
-    args = _training_arguments(arguments, checkpoints, bool(eval_files), checkpoint is None)
+    args = settings.training_arguments(arguments, checkpoints.partial, bool(eval_files), checkpoint is None)
+    if fsdp:
+        from ofa_fast.training.sharding import ShardedTrainer, check_processes
+
+        check_processes()
     is_main = args.process_index == 0
     progress = progress and is_main
     logging.disable_progress_bar()  # one for each file that it reads or writes, in the middle of ours
@@ -146,18 +172,25 @@ def train(
     tokenizer = AutoTokenizer.from_pretrained(model_dir)
     model, new_weights, causal = load_model(checkpoint or model_dir)
     check_tokenizer(tokenizer, model, causal)
+    if causal and whole_words:
+        raise ValueError("whole_words: a causal model predicts every token; only an encoder's words are masked")
     max_length = sequence_length(max_length, model)
-    text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress, causal)
+    apart = documents_apart(model, causal, documents, progress)
+    freezing = Freezing(model, freeze, freeze_steps, model_dir)
+    text = (model_dir, digest(tokenizer), max_length, checkpoints.folder / "data", progress, causal, whole_words, apart)
+    begin = time.perf_counter()
     with args.main_process_first(desc="tokenising"):
         train_sequences, eval_sequences = (
             packed_sequences(own, name, *text) if own else None for name, own in files.items()
         )
+    tokenised = time.perf_counter() - begin
     batch = batch_size * gradient_accumulation_steps * args.world_size
     args.max_steps = steps = steps or math.ceil(epochs * len(train_sequences) / batch)
     run = {
-        **{name: arguments[name] for name in DECISIVE},
+        **{name: arguments[name] for name in settings.DECISIVE},
         "steps": steps,
         "max_length": max_length,
+        "documents_apart": apart,
         "processes": args.world_size,
         "tokenizer": digest(tokenizer),
         "train_files": [
@@ -167,24 +200,28 @@ def train(
     if is_main:
         (checkpoints.resume if checkpoint else checkpoints.start)(run)
 
-    apart = causal and separates_documents(model)
-    if causal and not apart and progress:
-        print(f"{model.config.model_type} cannot keep packed documents apart: attention crosses them", file=sys.stderr)
-    collator = causal_collator(tokenizer, apart) if causal else masking_collator(tokenizer, mlm_probability, seed)
-    trainer = LanguageModelTrainer(
+    if causal:
+        collator = causal_collator(tokenizer, apart)
+    else:
+        collator = masking_collator(tokenizer, mlm_probability, seed, first_position(model) if apart else None)
+    trainer = (ShardedTrainer if fsdp else LanguageModelTrainer)(
         model=model,
         args=args,
         collator=collator,
         train_stream=Stream(train_sequences, steps * batch, seed, temperature),
         eval_sequences=eval_sequences,
+        freezing=freezing,
         progress=progress,
     )
     trainer.accelerator.wait_for_everyone()
-    recorder = Recorder(trainer, checkpoints, keep_checkpoints, log_steps, len(train_sequences) / batch)
+    meter = cost.EnergyMeter()
+    recorder = Recorder(
+        trainer, checkpoints, keep_checkpoints, log_steps, len(train_sequences) / batch, meter, tensorboard
+    )
     trainer.add_callback(recorder)
     if progress and checkpoint:
         print(f"resuming after step {first_step} of {steps}", file=sys.stderr)
-    with recorder.catching_signals():
+    with recorder.catching_signals(), meter if args.local_process_index == 0 else nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < steps:
         if is_main:
@@ -195,6 +232,7 @@ def train(
             )
         raise SystemExit(128 + recorder.signal)
 
+    weights, energy, watts = trainer.weights(), recorder.energy(), recorder.watts()
     if is_main:
         about = {
             "arguments": {**arguments, "steps": steps, "max_length": max_length},
@@ -203,17 +241,21 @@ def train(
             "documents_apart": apart,
             "processes": args.world_size,
             "sequences_per_step": batch,
-            "parameters": report.parameters(model),
+            "parameters": report.parameters(model) | {"trained": freezing.trained()},
             "new_weights": new_weights,
             **report.losses(checkpoints.losses(), trainer.state.log_history),
+            "tokenising_seconds": tokenised,
+            "evaluation_seconds": trainer.evaluation_seconds,
+            "cost": cost.emissions(energy, watts, country, grams_per_kwh, meter.source),
+            "memory": cost.table_memory(model, trainer.optimizer),
             **report.machine(args.device),
         }
         if causal:  # the Trainer has turned it off, in the checkpoints, too
             model.config.use_cache = getattr(AutoConfig.from_pretrained(model_dir), "use_cache", True)
         with atomic_folder(out, overwrite=overwrite) as work:
-            model.save_pretrained(work)
+            model.save_pretrained(work, state_dict=weights)
             tokenizer.save_pretrained(work)
-            shutil.copyfile(checkpoints.losses_file, work / "losses.csv")
+            checkpoints.copy_tables(work)
             report.plot(checkpoints.losses(), about["evaluations"], work / "loss.png")
             (work / REPORT).write_text(json.dumps(about, indent=2, default=str))
     trainer.accelerator.wait_for_everyone()
@@ -224,69 +266,6 @@ def _finished(out: Path, checkpoints: Checkpoints) -> dict:
     if os.environ.get("RANK", "0") == "0":
         checkpoints.delete()
     return json.loads((out / REPORT).read_text())
-
-
-def _training_arguments(arguments: dict, checkpoints: Checkpoints, evaluate: bool, fresh: bool):
-    from transformers import TrainingArguments
-
-    on_cpu = arguments["device"] == "cpu" or not torch.accelerator.is_available()
-    return TrainingArguments(
-        output_dir=str(checkpoints.partial),
-        per_device_train_batch_size=arguments["batch_size"],
-        per_device_eval_batch_size=arguments["batch_size"],
-        lr_scheduler_type=arguments["schedule"],
-        dataloader_num_workers=arguments["workers"],
-        dataloader_pin_memory=not on_cpu,
-        use_cpu=on_cpu,
-        save_strategy="steps",
-        eval_strategy="steps" if evaluate else "no",
-        eval_on_start=evaluate and fresh,
-        eval_steps=arguments["eval_steps"] or sys.maxsize,
-        # The stream is shuffled already; Recorder and LanguageModelTrainer do the rest.
-        train_sampling_strategy="sequential",
-        remove_unused_columns=False,
-        average_tokens_across_devices=True,
-        ddp_find_unused_parameters=False,
-        logging_strategy="no",
-        logging_nan_inf_filter=False,
-        disable_tqdm=True,
-        report_to=[],
-        **{
-            name: arguments[name]
-            for name in (
-                "gradient_accumulation_steps",
-                "learning_rate",
-                "warmup_steps",
-                "weight_decay",
-                "max_grad_norm",
-                "bf16",
-                "seed",
-                "save_steps",
-            )
-        },
-    )
-
-
-def _check_numbers(arguments: dict) -> None:
-    for name in (
-        "steps",
-        "batch_size",
-        "gradient_accumulation_steps",
-        "max_length",
-        "save_steps",
-        "keep_checkpoints",
-        "eval_steps",
-        "log_steps",
-    ):
-        value = arguments[name]
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}: expected a positive whole number, got {value!r}")
-    if not arguments["epochs"] > 0:
-        raise ValueError(f"epochs: expected a number above 0, got {arguments['epochs']!r}")
-    if not arguments["temperature"] >= 1:
-        raise ValueError(f"temperature: expected a number of at least 1, got {arguments['temperature']!r}")
-    if not 0 < arguments["mlm_probability"] <= 1:
-        raise ValueError(f"mlm_probability: expected a share above 0 and up to 1, got {arguments['mlm_probability']!r}")
 
 
 def _check_unused(out: Path, checkpoints: Checkpoints, resume: bool) -> None:

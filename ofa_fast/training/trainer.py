@@ -7,8 +7,9 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,7 +18,10 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 
 from ofa_fast.training.checkpoints import Checkpoints
-from ofa_fast.training.data import examples, languages
+from ofa_fast.training.cost import EnergyMeter
+from ofa_fast.training.data import attention_within, examples
+
+ALL = "(all)"  # the language of evaluations.csv for all held-out text
 
 
 class LanguageModelTrainer(Trainer):
@@ -28,19 +32,26 @@ class LanguageModelTrainer(Trainer):
     Here the model is asked for its own mean, which is then weighted by its share of the labelled tokens.
     """
 
-    def __init__(self, *, model, args, collator, train_stream, eval_sequences, progress) -> None:
+    def __init__(self, *, model, args, collator, train_stream, eval_sequences, freezing, progress) -> None:
         super().__init__(
             model=model, args=args, data_collator=collator, train_dataset=train_stream, eval_dataset=eval_sequences
         )
         self.model_accepts_loss_kwargs = True
-        self.progress = progress
+        self.freezing, self.progress = freezing, progress
         self.evaluation_seconds = 0.0
         self.step_loss = torch.zeros((), device=args.device)
         self.step_tokens = torch.zeros((), dtype=torch.int64, device=args.device)
         self.remove_callback(PrinterCallback)
 
+    def weights(self) -> dict[str, torch.Tensor] | None:
+        """All weights, on the first process; None where the model holds them itself."""
+        return None
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "position_ids" in inputs:
+        if "documents" in inputs:
+            mask = {"attention_mask": attention_within(inputs["documents"])}
+            inputs = {name: value for name, value in inputs.items() if name != "documents"} | mask
+        elif "position_ids" in inputs:
             # In them transformers looks for documents where there is neither an attention mask nor a cache.
             inputs = {name: value for name, value in inputs.items() if name != "attention_mask"} | {"use_cache": False}
         outputs = model(**inputs)
@@ -53,10 +64,19 @@ class LanguageModelTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model, inputs, num_items_in_batch=None):
+        self.freezing.at(self.state.global_step, alone=self.args.world_size == 1)
         loss = super().training_step(model, inputs, num_items_in_batch)
+        self.freezing.drop_gradients()
         self.step_loss = self.step_loss + loss
         self.step_tokens = self.step_tokens + inputs["attention_mask"].sum().to(self.step_tokens.device)
         return loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        """Nothing: the model was loaded from the checkpoint to begin with."""
+
+    def get_decay_parameter_names(self, model) -> list[str]:
+        # Decay would move rows without a gradient, too.
+        return [name for name in super().get_decay_parameter_names(model) if name not in self.freezing.rows]
 
     @torch.no_grad()
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix="eval") -> dict[str, float]:
@@ -64,16 +84,18 @@ class LanguageModelTrainer(Trainer):
         start = time.perf_counter()
         self.model.eval()
         sequences = self.eval_dataset
-        labels, codes = languages(sequences)
+        labels, codes = sequences.languages, sequences.rows["language"]
         size, processes, process = self.args.eval_batch_size, self.args.world_size, self.args.process_index
         totals = torch.zeros(len(labels), 2, dtype=torch.float64, device=self.args.device)
         for part, label in enumerate(labels):
             rows = np.flatnonzero(codes == part)
             batches = [rows[begin : begin + size].tolist() for begin in range(0, len(rows), size)]
-            mine = batches[process::processes]
-            for batch in tqdm(mine, desc=f"held out: {label}", leave=False, disable=not self.progress):
+            # A sharded model needs every process in each forward pass: one that has no batch left repeats another.
+            turns = range(process, -(-len(batches) // processes) * processes, processes)
+            mine = [(batches[turn % len(batches)], turn < len(batches)) for turn in turns]
+            for batch, counts in tqdm(mine, desc=f"held out: {label}", leave=False, disable=not self.progress):
                 inputs = self._prepare_inputs(self.data_collator(examples(sequences, batch, batch)))
-                labelled = (inputs["labels"] != -100).sum()
+                labelled = (inputs["labels"] != -100).sum() * counts
                 totals[part, 0] += self.compute_loss(self.model, inputs).double() * labelled
                 totals[part, 1] += labelled
         totals = self.accelerator.reduce(totals, "sum").cpu()
@@ -101,11 +123,16 @@ class Recorder(TrainerCallback):
         keep: int,
         log_steps: int,
         steps_per_epoch: float,
+        meter: EnergyMeter,
+        tensorboard: bool = False,
     ) -> None:
         self.trainer, self.checkpoints, self.keep, self.log_steps = trainer, checkpoints, keep, log_steps
-        self.steps_per_epoch = steps_per_epoch
+        self.steps_per_epoch, self.meter = steps_per_epoch, meter
         self.signal: int | None = None
         self._pending: list[tuple] = []
+        self._board = None
+        if tensorboard and trainer.is_world_process_zero():
+            self._board = board(checkpoints.tensorboard, checkpoints.latest()[0])
         rows = checkpoints.losses()
         self._tokens, self._seconds = (rows[-1]["tokens"], rows[-1]["seconds"]) if rows else (0, 0.0)
 
@@ -165,19 +192,50 @@ class Recorder(TrainerCallback):
         if self._stop_wanted():
             control.should_save = control.should_training_stop = True
 
-    def on_evaluate(self, args, state, control, **kwargs):
+    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self._bar.unpause()
+        if not state.is_world_process_zero:
+            return
+        losses = metrics["eval_losses"] | {ALL: metrics["eval_loss"]}
+        perplexities = metrics["eval_perplexities"] | {ALL: metrics["eval_perplexity"]}
+        rows = [
+            {"step": state.global_step, "language": language, "loss": loss, "perplexity": perplexities[language]}
+            for language, loss in losses.items()
+        ]
+        self.checkpoints.add(self.checkpoints.evaluations_file, rows)
+        if self._board:
+            for row in rows:
+                for name in ("loss", "perplexity"):
+                    self._board.add_scalar(f"held-out {name}/{row['language']}", row[name], row["step"])
 
     def on_save(self, args, state, control, **kwargs):
         self._write_losses()
         self.trainer.accelerator.wait_for_everyone()
+        energy = self.energy()
         if state.is_world_process_zero:
-            self.checkpoints.commit(state.global_step, self.keep)
+            self.checkpoints.commit(state.global_step, self.keep, energy)
         self.trainer.accelerator.wait_for_everyone()
 
     def on_train_end(self, args, state, control, **kwargs):
         self._write_losses()
         self._bar.close()
+        if self._board:
+            self._board.close()
+
+    def energy(self) -> float | None:
+        """kWh of all machines from the first step on; None where one of them does not know."""
+        before, now = self.checkpoints.energy, self._of_machines(self.meter.kwh)
+        return None if before is None or now is None else before + now
+
+    def watts(self) -> float | None:
+        return self._of_machines(self.meter.watts)
+
+    def _of_machines(self, read: Callable[[], float | None]) -> float | None:
+        args = self.trainer.args
+        mine = read() if args.local_process_index == 0 else 0.0
+        total = torch.tensor(math.nan if mine is None else mine, device=args.device)
+        total = float(self.trainer.accelerator.reduce(total, "sum"))
+        return None if math.isnan(total) else total
 
     def _stop_wanted(self) -> bool:
         if self.trainer.args.world_size == 1:
@@ -200,9 +258,26 @@ class Recorder(TrainerCallback):
         bad = next((row for row in rows if not math.isfinite(row["loss"])), None)
         if bad:
             raise ValueError(
-                f"learning_rate: the loss is {bad['loss']} at step {bad['step']}; "
-                "try a lower one, or train without bf16"
+                f"learning_rate: the loss is {bad['loss']} at step {bad['step']}; try a lower one, or precision float32"
             )
         self._bar.set_postfix(loss=f"{np.mean([row['loss'] for row in rows]):.4f}", refresh=False)
         if self.trainer.is_world_process_zero():
-            self.checkpoints.add_losses(rows)
+            self.checkpoints.add(self.checkpoints.losses_file, rows)
+        if self._board:
+            for row in rows:
+                for name in ("loss", "learning_rate", "tokens"):
+                    self._board.add_scalar(f"training/{name}", row[name], row["step"])
+            self._board.flush()
+
+
+def board(folder: Path, step: int):
+    """A writer of events for TensorBoard, which then forgets those after ``step``.
+
+    Raises:
+        ValueError: tensorboard is not installed.
+    """
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ValueError("tensorboard: it is not installed; pip install tensorboard, or train without it") from None
+    return SummaryWriter(str(folder), purge_step=step + 1 if step else None)

@@ -51,6 +51,9 @@ def tokenizer(texts) -> PreTrainedTokenizerFast:
     backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     trainer = trainers.WordPieceTrainer(vocab_size=400, special_tokens=list(SPECIAL.values()), show_progress=False)
     backend.train([str(path) for path in texts], trainer)
+    # The trainer gives the same tokens other ids in every process: sorted, every run of the tests is the same.
+    tokens = [*SPECIAL.values(), *sorted(set(backend.get_vocab()) - set(SPECIAL.values()))]
+    backend.model = models.WordPiece({token: i for i, token in enumerate(tokens)}, unk_token="[UNK]")
     return PreTrainedTokenizerFast(tokenizer_object=backend, **SPECIAL)
 
 

@@ -28,8 +28,9 @@ from transformers import (
 from ofa_fast import build_model
 from ofa_fast.nn import FactorizedEmbedding, FactorizedHead
 from ofa_fast.training import train
-from ofa_fast.training.data import causal_collator, packed_sequences, special_tokens
+from ofa_fast.training.data import causal_collator
 from ofa_fast.training.loading import is_causal, separates_documents
+from ofa_fast.training.packing import packed_sequences, special_tokens
 from ofa_fast.training.trainer import LanguageModelTrainer
 
 OPTIONS = {"steps": 8, "batch_size": 4, "max_length": 32, "learning_rate": 1e-2, "save_steps": 3, "progress": False}
@@ -112,7 +113,7 @@ def test_the_loss_of_packed_documents_is_that_of_each_alone(which, decoders):
     end = tokenizer.eos_token_id
     documents = [[5, 6, 7, 8, end], [9, end], [20, 21, 22, end], [30, 31, 32, 33, 34]]
     sequences = [documents[0] + documents[1], documents[2] + documents[3]]
-    assert separates_documents(model)
+    assert separates_documents(model, causal=True)
     batch = causal_collator(tokenizer, apart=True)(
         [{"input_ids": torch.tensor(ids).numpy(), "position": i} for i, ids in enumerate(sequences)]
     )
@@ -149,20 +150,16 @@ def test_documents_are_packed_whole_with_their_special_tokens(kind, decoders, te
     sequences = packed_sequences(texts[0], "texts", folder, "digest", 32, tmp_path, progress=False, causal=True)
     lines = [line.strip() for line in texts[0].read_text("utf-8").split("\n") if line.strip()]
     documents = tokenizer(lines, add_special_tokens=False).input_ids
-    assert [i for ids in sequences["input_ids"] for i in ids.tolist()] == [
-        i for ids in documents for i in (*start, *ids, *end)
-    ]
-    assert all(len(ids) == 32 for ids in list(sequences["input_ids"])[:-1])
+    assert [i for ids in sequences for i in ids.tolist()] == [i for ids in documents for i in (*start, *ids, *end)]
+    assert all(len(ids) == 32 for ids in list(sequences)[:-1])
 
     last = len(sequences) - 1
-    batch = causal_collator(tokenizer, apart=True)(
-        [{"input_ids": sequences[i]["input_ids"], "position": i} for i in (0, last)]
-    )
+    batch = causal_collator(tokenizer, apart=True)([{"input_ids": sequences[i], "position": i} for i in (0, last)])
     labels, ids = batch["labels"], batch["input_ids"]
     unpredicted = torch.zeros_like(ids, dtype=torch.bool)
     unpredicted[:, 0] = True
     unpredicted[:, 1:] = ids[:, :-1] == end[0]
-    unpredicted[1, len(sequences[last]["input_ids"]) :] = True
+    unpredicted[1, len(sequences[last]) :] = True
     assert torch.equal(labels == -100, unpredicted)
     assert torch.equal(labels[~unpredicted], ids[~unpredicted])
 
@@ -173,7 +170,7 @@ def test_training_a_decoder(which, decoders, texts, held_out, tmp_path, monkeypa
         monkeypatch.setattr(
             FactorizedHead, "forward", lambda *args: pytest.fail("logits were formed")
         )  # but for the trial of the attention mask, before training
-        monkeypatch.setattr("ofa_fast.training.loading.separates_documents", lambda model: True)
+        monkeypatch.setattr("ofa_fast.training.loading.separates_documents", lambda *_: True)
     options = OPTIONS | {"steps": 40}
     report = train(decoders[which], texts, tmp_path / "out", eval_files=held_out, **options)
     assert (report["objective"], report["documents_apart"]) == ("causal", True)
@@ -223,7 +220,7 @@ def test_an_interrupted_decoder_resumes_to_the_same_curve_and_weights(which, dec
 )
 def test_a_model_that_cannot_keep_documents_apart_is_found_out(model, texts, tmp_path):
     """One takes no position ids, one for its embeddings only, one counts them from 2."""
-    assert not separates_documents(model)
+    assert not separates_documents(model, causal=True)
     model.save_pretrained(tmp_path / "model")
     tokenizer_for("gpt2", texts).save_pretrained(tmp_path / "model")
     report = train(tmp_path / "model", texts, tmp_path / "out", **OPTIONS | {"steps": 2})

@@ -13,7 +13,8 @@ import pytest
 from ofa_fast.cli import _parser
 from ofa_fast.training import train
 from ofa_fast.training.checkpoints import Checkpoints
-from ofa_fast.training.data import Stream, languages, packed_sequences, quotas
+from ofa_fast.training.data import Stream, quotas
+from ofa_fast.training.packing import packed_sequences
 from ofa_fast.training.text import check_files, labelled, passages
 
 OPTIONS = {"steps": 6, "batch_size": 4, "max_length": 32, "learning_rate": 1e-3, "save_steps": 3, "progress": False}
@@ -78,13 +79,12 @@ def test_languages_of_one_file_are_packed_apart(texts, dense_dir, tokenizer, tmp
     rows = [{"text": text, "language": language} for pair in pairs for language, text in zip("ab", pair, strict=True)]
     path.write_text("\n".join(map(json.dumps, rows)))
     mixed = packed_sequences(path, "texts", dense_dir, "digest", 32, tmp_path / "cache", progress=False)
-    names, codes = languages(mixed)
-    assert names == ["a", "b"]
-    for code, name in enumerate(names):
+    assert mixed.languages == ["a", "b"]
+    for code, name in enumerate(mixed.languages):
         (tmp_path / name).write_text("\n".join(row["text"] for row in rows if row["language"] == name))
         alone = packed_sequences(tmp_path / name, "texts", dense_dir, "digest", 32, tmp_path / "cache", progress=False)
-        ours = [mixed[int(i)]["input_ids"].tolist() for i in np.flatnonzero(codes == code)]
-        assert ours == [ids.tolist() for ids in alone["input_ids"]]
+        ours = [mixed[i].tolist() for i in np.flatnonzero(mixed.rows["language"] == code)]
+        assert ours == [ids.tolist() for ids in alone]
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_sampling_draws_each_language_by_its_quota_and_each_sequence_evenly(text
     texts = [*texts, tmp_path / "few.txt"]
     texts[2].write_text("\n".join(lines_of(texts[0])[:8]))
     sequences = packed_sequences(texts, "texts", dense_dir, "digest", 32, tmp_path, progress=False)
-    _, codes = languages(sequences)
+    codes = sequences.rows["language"]
     n, sizes = len(sequences), np.bincount(codes)
     expected = quotas(sizes, 3.0)
     assert expected[2] > 5 * sizes[2]
@@ -171,8 +171,8 @@ def test_a_run_at_a_temperature_is_resumed_exactly(factorized_dir, texts, tmp_pa
 
     commit = Checkpoints.commit
 
-    def die(self, step, keep):
-        commit(self, step, keep)
+    def die(self, step, keep, energy):
+        commit(self, step, keep, energy)
         raise MemoryError
 
     monkeypatch.setattr(Checkpoints, "commit", die)
