@@ -47,7 +47,7 @@ class _NoDevice:
 
 @contextmanager
 def _compiling_for(capability: int) -> Iterator[dict]:
-    """Inside, a launch only compiles; the kernels are found in the dictionary by name."""
+    """Inside, a launch only compiles; the dictionary has the last kernel of each name."""
     launch, found = JITFunction.run, {}
 
     def compile_only(self, *args, grid, warmup, **kwargs):

@@ -18,6 +18,7 @@ pytest.importorskip("triton")
 
 # A product takes the interpreter 10 ms, so it runs the small cases only; with a GPU all of them run on that.
 INTERPRETED = {
+    "truncated_svd": "not (random or threads or dominated)",
     "factorized_embedding": "not (panels or wide or many or threads or sparse and float16)",
     "factorized_cross_entropy": """
         small and not losses or odd or one or difficult and bfloat16 or mixed and bfloat16 or smoothing and none
@@ -58,10 +59,19 @@ def _cross_entropy(dtype):
     kernels.backward(loss, loss, *inputs, loss, lse, others, -100, [True] * 4)
 
 
-LAUNCHES = {"factorized_embedding": _embedding, "factorized_cross_entropy": _cross_entropy}
+def _gram(dtype):
+    importlib.import_module("ofa_fast.ops.truncated_svd.triton")._gram_matrix(torch.zeros(V, D, dtype=dtype))
+
+
+LAUNCHES = {
+    "factorized_embedding": _embedding,
+    "factorized_cross_entropy": _cross_entropy,
+    "truncated_svd": _gram,
+}
 KERNELS = {
     "factorized_embedding": {"lookup", "project", "add_segments", "basis"},
     "factorized_cross_entropy": {"forward", "combine", "backward"},
+    "truncated_svd": {"gram"},
 }
 PRODUCTS = {80: "mma.sync.aligned", 90: "wgmma.mma_async.sync", 100: "tcgen05.mma"}  # instructions of tensor cores
 OPERANDS = {torch.float32: "tf32", torch.bfloat16: "bf16", torch.float16: "f16"}
