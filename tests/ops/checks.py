@@ -8,6 +8,7 @@ arithmetic) at the dtype of the inputs, plus ``slack`` units in the last place o
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import warnings
@@ -21,6 +22,7 @@ from torch.utils._pytree import tree_map_only
 from ofa_fast import _native
 from ofa_fast.ops import _op, backend
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "amx")
 
 
@@ -47,7 +49,10 @@ def _runnable_on_gpus() -> Iterator[str]:
         for op in _op.OPS.values():
             if name in op.backends and torch.cuda.is_available():
                 op.backends[name] = _on_the_gpu(op.backends[name])
-        if torch.cuda.is_available() or (name == "triton" and os.environ.get("TRITON_INTERPRET") == "1"):
+        if name == "triton" and INTERPRETED:  # small cases have many tiles, and lists that overflow
+            search = importlib.import_module("ofa_fast.ops.topk_similarity.triton")
+            search.BLOCK_Q, search.BLOCK_K, search.BLOCK_D, search.BLOCK_PAIRS, search.CAPACITY = 16, 16, 16, 2048, 48
+        if torch.cuda.is_available() or (name == "triton" and INTERPRETED):
             _op.ORDER["cpu"] = (*_op.ORDER["cpu"], name)
             if any(op.refusal(name, "cpu", {torch.float32}) is None for op in _op.OPS.values()):
                 yield name

@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ pytest.importorskip("triton")
 # A product takes the interpreter 10 ms, so it runs the small cases only; with a GPU all of them run on that.
 INTERPRETED = {
     "truncated_svd": "not (random or threads or dominated)",
+    "topk_similarity": "exact and (screened or odd or hostile and cosine and (clus or dup)) and not float16 or nan",
     "factorized_embedding": "not (panels or wide or many or threads or sparse and float16)",
     "factorized_cross_entropy": """
         small and not losses or odd or one or difficult and bfloat16 or mixed and bfloat16 or smoothing and none
@@ -59,6 +61,15 @@ def _cross_entropy(dtype):
     kernels.backward(loss, loss, *inputs, loss, lse, others, -100, [True] * 4)
 
 
+def _search(dtype):
+    kernels = importlib.import_module("ofa_fast.ops.topk_similarity.triton")
+    keys, rows = torch.zeros(V, R, dtype=dtype), torch.arange(N)
+    kernels._products(keys, keys, rows, rows)
+    exact = SimpleNamespace(queries=keys[:N], keys=keys, query_norms=torch.ones(N))
+    codes = torch.zeros(V, 256, dtype=torch.float16)
+    kernels._candidates(exact, rows, codes, torch.zeros(()), kernels.CAPACITY, 10)
+
+
 def _gram(dtype):
     importlib.import_module("ofa_fast.ops.truncated_svd.triton")._gram_matrix(torch.zeros(V, D, dtype=dtype))
 
@@ -66,18 +77,20 @@ def _gram(dtype):
 LAUNCHES = {
     "factorized_embedding": _embedding,
     "factorized_cross_entropy": _cross_entropy,
+    "topk_similarity": _search,
     "truncated_svd": _gram,
 }
 KERNELS = {
     "factorized_embedding": {"lookup", "project", "add_segments", "basis"},
     "factorized_cross_entropy": {"forward", "combine", "backward"},
+    "topk_similarity": {"screen", "dots"},
     "truncated_svd": {"gram"},
 }
 PRODUCTS = {80: "mma.sync.aligned", 90: "wgmma.mma_async.sync", 100: "tcgen05.mma"}  # instructions of tensor cores
 OPERANDS = {torch.float32: "tf32", torch.bfloat16: "bf16", torch.float16: "f16"}
-WITHOUT_PRODUCTS = {"add_segments", "combine"}
+WITHOUT_PRODUCTS = {"add_segments", "combine", "dots"}
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a program may have
-SPILLED = {80: 128, 90: 0, 100: 0}  # bytes a thread
+SPILLED = {80: 256, 90: 0, 100: 0}  # bytes a thread
 
 
 @functools.cache
@@ -118,6 +131,8 @@ def test_products_have_the_operands_of_the_dtype(op, dtype):
         expected = set() if name in WITHOUT_PRODUCTS else {OPERANDS[dtype]}
         if name == "project":
             expected |= {"f16", "tf32"}  # its sums of equal ids
+        if name == "screen":
+            expected = {"f16"}  # codes of any dtype's rows
         assert operands == expected, name
 
 
