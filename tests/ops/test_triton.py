@@ -15,6 +15,8 @@ import pytest
 import torch
 from checks import in_every_dtype
 
+from ofa_fast.ops._op import OPS
+
 pytest.importorskip("triton")
 
 # A product takes the interpreter 10 ms, so it runs the small cases only; with a GPU all of them run on that.
@@ -117,6 +119,19 @@ def test_compiles_for_gpus(op, dtype, capability, record_property):
         assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", kernel.ptx, re.MULTILINE), "sums in an order that may vary"
         if name not in WITHOUT_PRODUCTS:
             assert PRODUCTS[capability] in kernel.ptx, name
+
+
+@pytest.mark.parametrize("op", [op for op in LAUNCHES if op != "topk_similarity"])
+def test_sizes_of_one_compile(op, monkeypatch):
+    """Triton makes a constant of an argument that is 1, which can do less than a number; the interpreter does not."""
+    for size in ("V", "R", "D", "N"):
+        monkeypatch.setitem(globals(), size, 1)
+    assert _compiled.__wrapped__(op, torch.float32, 90).keys() == KERNELS[op]
+
+
+def test_a_limit_has_a_reason():
+    inputs = torch.zeros(3, 4), torch.zeros(5, 600)
+    assert "ranks up to 512, got 600" in OPS["factorized_cross_entropy"].limits["triton"](*inputs)
 
 
 def _products(ptx):

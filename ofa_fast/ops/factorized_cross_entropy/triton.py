@@ -148,10 +148,11 @@ def _combine(partial, weights, rows, others, positions, splits, R: tl.constexpr,
     position = tl.program_id(0).to(tl.int64)
     column = tl.arange(0, WIDTH)
     total = tl.zeros((WIDTH,), tl.float32)
-    for split in range(splits):
-        at = split * positions.to(tl.int64) + position
+    at = position
+    for _ in range(splits):
         part = tl.load(partial + at * R + column, mask=column < R, other=0.0)
         total += tl.load(weights + at) * part
+        at += positions
     row = tl.load(rows + position)
     tl.store(others + row * R + column, total, mask=column < R)
 
