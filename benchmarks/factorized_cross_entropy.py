@@ -15,6 +15,7 @@ from ofa_fast.ops import factorized_cross_entropy
 
 GATHERED, COMPILE = "torch, labelled gathered first", "torch.compile, labelled gathered first"
 FUSED, FUSED_32 = "torch linear_cross_entropy, its chunks", "torch linear_cross_entropy, chunks of 32"
+LIGER, CUT = "Liger fused linear cross entropy", "cut-cross-entropy, exact"
 DENSE_HEAD = "dense head, labelled gathered first"
 V100_R100, V100_R400, V401_R100, V401_R400 = (
     f"1,024 tokens, V {v}, R {r}, D 768" for v in ("100k", "401k") for r in (100, 400)
@@ -34,15 +35,23 @@ def contest(
     rank: int,
     tokens: int = 1_024,
     width: int = 768,
+    labelled: float = 0.15,
+    dtype: str = "float32",
     device: str = "cpu",
     folders: Sequence[Path] = (),
 ) -> Contest:
     torch.manual_seed(0)
-    hidden = torch.randn(tokens, width).to(device).requires_grad_()
-    coordinates = torch.randn(vocabulary, rank).div_(rank**0.5).to(device).requires_grad_()
-    basis = torch.randn(rank, width).mul_(0.05).to(device).requires_grad_()
-    bias = torch.zeros(vocabulary, device=device).requires_grad_()
-    labels = torch.where(torch.rand(tokens) < 0.15, torch.randint(vocabulary, (tokens,)), -100).to(device)
+
+    def leaf(*shape, scale=1.0):
+        return torch.randn(*shape).mul_(scale).to(device, getattr(torch, dtype)).requires_grad_()
+
+    hidden, coordinates, basis = (
+        leaf(tokens, width),
+        leaf(vocabulary, rank, scale=rank**-0.5),
+        leaf(rank, width, scale=0.05),
+    )
+    bias = leaf(vocabulary, scale=0.0)
+    labels = torch.where(torch.rand(tokens) < labelled, torch.randint(vocabulary, (tokens,)), -100).to(device)
     kept = labels != -100
 
     def both(loss, leaves=(hidden, coordinates, basis, bias)):
@@ -71,6 +80,9 @@ def contest(
     if hasattr(F, "linear_cross_entropy"):
         entries |= {FUSED: both(fused), FUSED_32: both(functools.partial(fused, batch_chunk_size=32))}
 
+    if device == "cuda":
+        entries |= _libraries(both, kept, labels)
+
     def dense(hidden, table, bias):
         return F.cross_entropy(F.linear(hidden[kept], table, bias), labels[kept])
 
@@ -84,18 +96,13 @@ def contest(
     def exact():
         """Loss, and gradients of hidden and basis, in float64."""
         leaves = [leaf.detach().double().requires_grad_() for leaf in (hidden[kept], basis)]
-        rows = leaves[0] @ leaves[1].T
-        parts = [rows.detach() @ some.T.double() for some in coordinates.detach().split(20_000)]
-        logits = torch.cat(parts, 1).requires_grad_()
-        del parts
-        loss = F.cross_entropy(logits, labels[kept])
-        (slope,) = torch.autograd.grad(loss, logits)
-        del logits
-        of_rows = sum(
-            part @ some.double()
-            for part, some in zip(slope.split(20_000, 1), coordinates.detach().split(20_000), strict=True)
-        )
-        return loss.item(), *torch.autograd.grad(rows, leaves, of_rows)
+        rows, table, loss, of_rows = leaves[0] @ leaves[1].T, coordinates.detach().double(), 0.0, []
+        for some, y in zip(rows.detach().split(128), labels[kept].split(128), strict=True):
+            logits = some @ table.T
+            loss += F.cross_entropy(logits, y, reduction="sum").item()
+            slopes = logits.softmax(1).scatter_add_(1, y[:, None], logits.new_full((len(y), 1), -1.0))
+            of_rows.append(slopes @ table)
+        return loss / len(rows), *torch.autograd.grad(rows, leaves, torch.cat(of_rows) / len(rows))
 
     def errors(result):
         """Of the loss relative to itself, of the gradients of hidden and basis relative to their largest entries."""
@@ -109,6 +116,27 @@ def contest(
         entries=entries,
         errors=errors,
         operations=8.0 * int(kept.sum()) * vocabulary * rank,
-        traffic=4.0 * vocabulary * (2 * rank + 2),
+        traffic=float(coordinates.element_size() * vocabulary * (2 * rank + 2)),
         prepared=(COMPILE, DENSE_HEAD),
     )
+
+
+def _libraries(both, kept, labels) -> dict:
+    """Kernels for GPUs that never hold all logits; they multiply one table, so the projection is torch's."""
+    entries = {}
+    try:
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    except ImportError:
+        pass
+    else:
+        liger = LigerFusedLinearCrossEntropyLoss()
+        entries[LIGER] = both(lambda h, c, p, b: liger(c, h[kept] @ p.T, labels[kept], b))
+    try:
+        from cut_cross_entropy import linear_cross_entropy
+    except ImportError:
+        pass
+    else:
+        entries[CUT] = both(
+            lambda h, c, p, b: linear_cross_entropy(h[kept] @ p.T, c, labels[kept], bias=b, impl="cce_exact")
+        )
+    return entries

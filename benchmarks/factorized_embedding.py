@@ -38,14 +38,16 @@ def contest(
     vocabulary: int = 401_145,
     rank: int = 200,
     width: int = 768,
+    dtype: str = "float32",
     device: str = "cpu",
     folders: Sequence[Path] = (),
 ) -> Contest:
     torch.manual_seed(0)
     ids = (data.text_ids if text else data.zipf_ids)(tokens, vocabulary).to(device)
-    coordinates = torch.randn(vocabulary, rank).div_(rank**0.5).to(device).requires_grad_()
-    basis = torch.randn(rank, width).mul_(0.02).to(device).requires_grad_()
-    grad = torch.randn(tokens, width).to(device)
+    kind = getattr(torch, dtype)
+    coordinates = torch.randn(vocabulary, rank).div_(rank**0.5).to(device, kind).requires_grad_()
+    basis = torch.randn(rank, width).mul_(0.02).to(device, kind).requires_grad_()
+    grad = torch.randn(tokens, width).to(device, kind)
     tables = coordinates, basis
 
     def eager(ids, coordinates, basis):
@@ -96,7 +98,7 @@ def contest(
         entries=entries,
         errors=errors,
         operations=6.0 * tokens * rank * width,
-        traffic=_traffic(ids, rank, width, passes=2) + (coordinates.nbytes if gradient == "dense" else 0),
+        traffic=_traffic(ids, basis, passes=2) + (coordinates.nbytes if gradient == "dense" else 0),
         prepared=(COMPILE, DENSE_TABLE) if gradient == "dense" else (COMPILE,),
     )
 
@@ -124,7 +126,7 @@ def _inference(ids, coordinates, basis, eager, compiled) -> Contest:
         },
         errors=lambda out: {"output": relative_error(out[some], exact)},
         operations=2.0 * len(ids) * basis.numel(),
-        traffic=_traffic(ids, *basis.shape, passes=1),
+        traffic=_traffic(ids, basis, passes=1),
         prepared=(COMPILE, MATERIALIZED, DENSE_TABLE),
     )
 
@@ -133,5 +135,6 @@ def relative_error(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return float((got.double() - wanted).abs().max() / wanted.abs().max())
 
 
-def _traffic(ids: torch.Tensor, rank: int, width: int, passes: int) -> float:
-    return passes * 4.0 * (len(ids.unique()) * rank + rank * width + len(ids) * width)
+def _traffic(ids: torch.Tensor, basis: torch.Tensor, passes: int) -> float:
+    rank, width = basis.shape
+    return float(passes * basis.element_size() * (len(ids.unique()) * rank + rank * width + len(ids) * width))

@@ -36,13 +36,20 @@ struct GemmTable {
                         int64_t to_stride);
 };
 
+// Errors as in float32 arithmetic: relative to the sum of the magnitudes of a product's terms.
 OFA_DECLARE_TABLE(GemmTable, gemm)
+// Errors relative to the product of two vectors' norms, no larger than those of float32 arithmetic are for most
+// vectors, but much larger for single products of vectors whose elements differ by orders of magnitude. Faster on AMX.
+OFA_DECLARE_TABLE(GemmTable, gemm_normwise)
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Floats that `rows` rows take when packed.
+static inline int64_t packed_size(const GemmTable& gemm, int64_t rows, int64_t depth, int width) {
+  return ceil_div(rows, width) * gemm.panel_size(depth, width);
+}
 static inline int64_t packed_size(int64_t rows, int64_t depth, int width) {
-  return ceil_div(rows, width) * OFA_SELECT(gemm).panel_size(depth, width);
+  return packed_size(OFA_SELECT(gemm), rows, depth, width);
 }
 
 }  // namespace ofa

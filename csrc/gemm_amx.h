@@ -1,122 +1,97 @@
 // Packed panels and the micro-kernel on AMX, for gemm_simd.cpp.
 //
-// A panel of `width` rows: their exponents, then its blocks of 16 rows, for each every 64 depths, for these every
-// digit: a tile of 1 KiB. A tile of the left operand is 16 rows of 16 words, one of the right operand its transpose.
+// A panel of `width` rows: 64 bytes that tell how many parts its floats have, then its blocks of 16 rows, for each
+// every 32 depths, for these every part: a tile of 1 KiB. A tile of the left operand is 16 rows of 16 words, a word
+// holds depths i and i + 16; one of the right operand is its transpose.
 #pragma once
 
-#include "digits.h"
+#include "amx.h"
 #include "gemm.h"
-#include "gemm_fma.h"
 
 namespace ofa {
 namespace OFA_ISA {
 namespace {
+namespace parts {
 
-constexpr int mr = floats::mr, nr = floats::nr;
-constexpr int64_t shallow = 16;  // depth up to which float32 arithmetic is exacter: the roundings to t do not cancel
+constexpr int mr = 16, nr = 32;
+constexpr int64_t header = 16;                  // words
+constexpr int64_t step = 32, block_steps = 32;  // depths of a tile; tiles after which sums leave the accumulators
 
-int64_t block_size(int64_t depth) { return ceil_div(depth, tile_depth) * digit_count * unit; }
-int64_t panel_size(int64_t depth, int width) {
-  return depth <= shallow ? floats::panel_size(depth, width) : width + width / 16 * block_size(depth);
+constexpr int parts_of(Dtype dtype) { return dtype == Dtype::f32 ? 3 : dtype == Dtype::f16 ? 2 : 1; }
+
+int64_t panel_size(int64_t depth, int width) { return header + operand_words(width, depth); }
+
+int parts_in(const float* panel) {
+  int32_t count;
+  std::memcpy(&count, panel, sizeof count);
+  return count;
 }
 
-// The matrix to pack; a vector of it is 16 elements in the order of memory: depths d, d + 1, ... of row r where by_row,
-// else rows r, r + 1, ... at depth d.
-template <Dtype dtype, bool by_row>
-struct Source {
-  const void* data;
-  int64_t stride;
-  const int64_t* index;
-  int64_t rows, depth;
-
-  vfloat load(int64_t r, int64_t d) const {
-    const int64_t inside = by_row ? (r < rows ? depth - d : 0) : (d < depth ? rows - r : 0);
-    return load_some<dtype>(data, inside > 0 ? at(r, d) : 0, inside);
-  }
-  int64_t at(int64_t r, int64_t d) const { return by_row ? (index ? index[r] : r) * stride + d : d * stride + r; }
-};
-
-// The exponents of 16 * count rows; 16 where by_row, else in the order of memory.
-template <int count, class Source>
-inline void find_exponents(const Source& source, int64_t r, bool by_row, float* out) {
-  vint largest[count] = {};
-  for (int i = 0; i < 16 && by_row; ++i) {
-    vint row{};
-    for (int64_t d = 0; d < source.depth; d += 16) row = larger_of(row, magnitude(source.load(r + i, d)));
-    largest[0][i] = _mm512_reduce_max_epi32(reinterpret_cast<__m512i>(row));
-  }
-  for (int64_t d = 0; d < source.depth && !by_row; ++d)
-#pragma GCC unroll 8
-    for (int i = 0; i < count; ++i) largest[i] = larger_of(largest[i], magnitude(source.load(r + 16 * i, d)));
-  for (int i = 0; i < count; ++i) store(out + 16 * i, exponents(largest[i]));
+// The tile of the first part of rows r.. at depths d...
+float* tile_at(float* packed, int width, int64_t size, int64_t depth, int parts, int64_t r, int64_t d) {
+  const int64_t steps = ceil_div(depth, step);
+  return packed + r / width * size + header + (r % width / 16 * steps + d / step) * parts * unit;
 }
 
-// Packs as left or right operand or both.
-template <Dtype dtype, bool by_row>
-void pack(const Source<dtype, by_row>& source, float* left, float* right) {
-  const int64_t depth = source.depth, end = ceil_div(source.rows, right ? nr : mr) * (right ? nr : mr);
-  constexpr int at_once = by_row ? 1 : 8;
-  for (int64_t group = 0; group < end; group += 16 * at_once) {
-    alignas(64) float k[16 * at_once];
-    find_exponents<at_once>(source, group, by_row, k);
-    const int64_t last = end - group < 16 * at_once ? end : group + 16 * at_once;
-    float *as_left[at_once] = {}, *as_right[at_once] = {};
-    for (int64_t r = group; r < last; r += 16) {
-      const int64_t i = (r - group) / 16;
-      if (left && r < ceil_div(source.rows, mr) * mr) {
-        float* panel = left + r / mr * panel_size(depth, mr);
-        store(panel, load(k + 16 * i));
-        as_left[i] = panel + mr;
+void write_headers(float* packed, int64_t rows, int64_t size, int width, int used) {
+  const int32_t first[header] = {used};
+  for (int64_t r = 0; r < rows; r += width) std::memcpy(packed + r / width * size, first, sizeof first);
+}
+
+// Packs 16 rows by 32 depths at a time, as left or right operand or both. load_at(r, d) gives 16 elements in the order
+// of memory: depths d, d + 1, ... of row r where `by_row`, else rows r, r + 1, ... at depth d.
+template <Dtype dtype, bool by_row, class Load>
+inline void pack(int64_t rows, int64_t depth, float* left, float* right, Load&& load_at) {
+  constexpr int used = parts_of(dtype);
+  const int64_t left_size = panel_size(depth, mr), right_size = panel_size(depth, nr);
+  if (left) write_headers(left, rows, left_size, mr, used);
+  if (right) write_headers(right, rows, right_size, nr, used);
+  const int64_t end = ceil_div(rows, right ? nr : mr) * (right ? nr : mr);
+  for (int64_t d = 0; d < depth; d += step)
+    for (int64_t r = 0; r < end; r += 16) {
+      __m512i rows_of_words[used][16];
+#pragma GCC unroll 4
+      for (int i = 0; i < 16; ++i) {
+        const Split a = split<used>(by_row ? load_at(r + i, d) : load_at(r, d + i));
+        const Split b = split<used>(by_row ? load_at(r + i, d + 16) : load_at(r, d + i + 16));
+#pragma GCC unroll 3
+        for (int p = 0; p < used; ++p) rows_of_words[p][i] = words(a, b, p);
       }
-      if (right) {
-        float* panel = right + r / nr * panel_size(depth, nr);
-        store(panel + r % nr, load(k + 16 * i));
-        as_right[i] = panel + nr + r % nr / 16 * block_size(depth);
+      float* as_left = left && r < ceil_div(rows, mr) * mr ? tile_at(left, mr, left_size, depth, used, r, d) : nullptr;
+      float* as_right = right ? tile_at(right, nr, right_size, depth, used, r, d) : nullptr;
+      float *direct = by_row ? as_left : as_right, *transposed = by_row ? as_right : as_left;
+#pragma GCC unroll 3
+      for (int p = 0; p < used; ++p) {
+        auto write = [&](float* tile) {
+#pragma GCC unroll 16
+          for (int i = 0; i < 16; ++i) _mm512_storeu_si512(tile + p * unit + 16 * i, rows_of_words[p][i]);
+        };
+        if (direct) write(direct);
+        if (!transposed) continue;
+        transpose(rows_of_words[p]);
+        write(transposed);
       }
     }
-    for (int64_t d = 0; d < depth; d += tile_depth)
-      for (int64_t r = group; r < last; r += 16) {
-        const int64_t number = (r - group) / 16, tile = d / tile_depth * digit_count * unit;
-        float *direct = by_row ? as_left[number] : as_right[number],
-              *transposed = by_row ? as_right[number] : as_left[number];
-        alignas(64) float buffer[digit_count * unit];
-        float* out = direct ? direct + tile : buffer;
-        const vfloat by_column = load(k + 16 * number);
-        for (int i = 0; i < 16; ++i) {
-          const Digits digits = by_row ? digits_of(source.load(r + i, d), source.load(r + i, d + 16),
-                                                   source.load(r + i, d + 32), source.load(r + i, d + 48), splat(k[i]))
-                                       : digits_of(source.load(r, d + i), source.load(r, d + i + 16),
-                                                   source.load(r, d + i + 32), source.load(r, d + i + 48), by_column);
-#pragma GCC unroll 3
-          for (int j = 0; j < digit_count; ++j) _mm512_store_si512(out + j * unit + 16 * i, digits.digit[j]);
-        }
-        for (int j = 0; j < digit_count && transposed; ++j) {
-          __m512i row[16];
-#pragma GCC unroll 16
-          for (int i = 0; i < 16; ++i) row[i] = _mm512_load_si512(out + j * unit + 16 * i);
-          transpose(row);
-#pragma GCC unroll 16
-          for (int i = 0; i < 16; ++i) _mm512_store_si512(transposed + tile + j * unit + 16 * i, row[i]);
-        }
-      }
-  }
 }
 
 void pack_rows(const void* src, Dtype dtype, int64_t stride, const int64_t* index, int64_t rows, int64_t depth,
                int width, float* packed) {
-  if (depth <= shallow) return floats::pack_rows(src, dtype, stride, index, rows, depth, width, packed);
   with_dtype(dtype, [&](auto constant) {
-    pack(Source<constant.value, true>{src, stride, index, rows, depth}, width == mr ? packed : nullptr,
-         width == nr ? packed : nullptr);
+    pack<constant.value, true>(rows, depth, width == mr ? packed : nullptr, width == nr ? packed : nullptr,
+                               [&](int64_t r, int64_t d) {
+                                 const int64_t inside = r < rows ? depth - d : 0;
+                                 const int64_t at = inside > 0 ? (index ? index[r] : r) * stride + d : 0;
+                                 return load_some<constant.value>(src, at, inside);
+                               });
   });
 }
 
 void pack_both(const void* src, Dtype dtype, int64_t stride, int64_t rows, int64_t depth, float* left, float* right) {
-  if (depth <= shallow && left) floats::pack_columns(src, dtype, stride, rows, depth, mr, left);
-  if (depth <= shallow && right) floats::pack_columns(src, dtype, stride, rows, depth, nr, right);
-  if (depth <= shallow) return;
   with_dtype(dtype, [&](auto constant) {
-    pack(Source<constant.value, false>{src, stride, nullptr, rows, depth}, left, right);
+    pack<constant.value, false>(rows, depth, left, right, [&](int64_t r, int64_t d) {
+      const int64_t inside = d < depth ? rows - r : 0;
+      return load_some<constant.value>(src, inside > 0 ? d * stride + r : 0, inside);
+    });
   });
 }
 
@@ -124,41 +99,47 @@ void pack_columns(const void* src, Dtype dtype, int64_t stride, int64_t rows, in
   pack_both(src, dtype, stride, rows, depth, width == mr ? packed : nullptr, width == nr ? packed : nullptr);
 }
 
+using Kernel = void (*)(const uint32_t*, int64_t, const uint32_t*, int64_t, int64_t, float*, int64_t);
+
+template <int m>
+constexpr Kernel kernels[3][3] = {{multiply_block<m, 2, 1, 1>, multiply_block<m, 2, 1, 2>, multiply_block<m, 2, 1, 3>},
+                                  {multiply_block<m, 2, 2, 1>, multiply_block<m, 2, 2, 2>, multiply_block<m, 2, 2, 3>},
+                                  {multiply_block<m, 2, 3, 1>, multiply_block<m, 2, 3, 2>, multiply_block<m, 2, 3, 3>}};
+
 void multiply(const float* a, const float* b, int64_t m, int64_t n, int64_t depth, float* c, int64_t stride,
               bool accumulate) {
-  if (depth <= shallow) return floats::multiply(a, b, m, n, depth, c, stride, accumulate);
-  const int64_t a_panel = panel_size(depth, mr), b_panel = panel_size(depth, nr), steps = ceil_div(depth, tile_depth);
+  const int64_t a_panel = panel_size(depth, mr), b_panel = panel_size(depth, nr), steps = ceil_div(depth, step);
+  const int a_parts = parts_in(a), b_parts = parts_in(b);
+  const Kernel one = kernels<1>[a_parts - 1][b_parts - 1], two = kernels<2>[a_parts - 1][b_parts - 1];
   start_products();
-  for (int64_t s = 0; s == 0 || s < steps; s += most_steps) {
-    const int64_t count = steps - s < most_steps ? steps - s : most_steps, from = s * digit_count * unit;
+  for (int64_t s = 0; s == 0 || s < steps; s += block_steps) {
+    const int64_t count = steps - s < block_steps ? steps - s : block_steps;
     const bool add = accumulate || s > 0;
     for (int64_t j = 0; j < n; j += nr) {
-      const float* right = b + j / nr * b_panel;
+      const float* right = b + j / nr * b_panel + header + s * b_parts * unit;
       for (int64_t i = 0; i < m; i += 2 * mr) {
-        const float* left = a + i / mr * a_panel;
+        const float* left = a + i / mr * a_panel + header + s * a_parts * unit;
+        float* out = c + i * stride + j;
         const int64_t rows = m - i < 2 * mr ? m - i : 2 * mr, columns = n - j < nr ? n - j : nr;
-        alignas(64) int32_t sums[orders * sums_of_order];
-        (rows > mr ? multiply_digits<2, 2>
-                   : multiply_digits<1, 2>)(reinterpret_cast<const uint32_t*>(left + mr + from), a_panel,
-                                            reinterpret_cast<const uint32_t*>(right + nr + from), block_size(depth),
-                                            count, sums,
-                                            right + nr + from + b_panel + i / (2 * mr) % 4 * (b_panel / 4));
-        for (int64_t r = 0; r < rows; ++r) {
-          const __m512 k = _mm512_set1_ps(left[r / mr * a_panel + r % mr]);
-          for (int64_t column = 0; column < columns; column += 16) {
-            const __mmask16 inside = columns - column >= 16 ? 0xffff : (1 << (columns - column)) - 1;
-            float* out = c + (i + r) * stride + j + column;
-            __m512 product = product_of(sums, r, column, _mm512_add_ps(k, _mm512_load_ps(right + column)));
-            if (add) product = _mm512_add_ps(product, _mm512_maskz_loadu_ps(inside, out));
-            _mm512_mask_storeu_ps(out, inside, product);
+        alignas(64) float product[2 * mr * nr];
+        const bool direct = !add && rows % mr == 0 && columns == nr;
+        (rows > mr ? two : one)(reinterpret_cast<const uint32_t*>(left), a_panel,
+                                reinterpret_cast<const uint32_t*>(right), steps * b_parts * unit, count,
+                                direct ? out : product, direct ? stride : nr);
+        for (int64_t r = 0; r < rows && !direct; ++r)
+          for (int64_t k = 0; k < columns; k += lanes) {
+            const __mmask16 inside = columns - k >= lanes ? 0xffff : (1 << (columns - k)) - 1;
+            __m512 sum = _mm512_load_ps(product + r * nr + k);
+            if (add) sum = _mm512_add_ps(sum, _mm512_maskz_loadu_ps(inside, out + r * stride + k));
+            _mm512_mask_storeu_ps(out + r * stride + k, inside, sum);
           }
-        }
       }
     }
   }
   finish_products();
 }
 
+}  // namespace parts
 }  // namespace
 }  // namespace OFA_ISA
 }  // namespace ofa

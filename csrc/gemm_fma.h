@@ -1,5 +1,4 @@
-// Packed panels and the micro-kernel in float32 arithmetic, for gemm_simd.cpp: a panel is [depth, width] floats. With
-// AMX only for products of a few terms.
+// Packed panels and the micro-kernel in float32 arithmetic, for gemm_simd.cpp: a panel is [depth, width] floats.
 #pragma once
 
 #include "gemm.h"
@@ -11,11 +10,7 @@ namespace {
 namespace floats {
 
 // Accumulators fill the register file: 14 x 2 of 32 zmm, 6 x 2 of 16 ymm or xmm.
-#if defined(__AMX_INT8__)
-constexpr int mr = 16;  // that of gemm_amx.h
-#else
 constexpr int mr = lanes == 16 ? 14 : 6;
-#endif
 constexpr int nr = 2 * lanes;
 constexpr int64_t depth_block = 256;  // keeps both panels in the first-level cache
 

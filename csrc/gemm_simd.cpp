@@ -1,15 +1,13 @@
-#include "gemm_fma.h"
 #if defined(__AMX_INT8__)
 #  include "gemm_amx.h"
+#  include "gemm_digits.h"
+#else
+#  include "gemm_fma.h"
 #endif
 
 namespace ofa {
 namespace OFA_ISA {
 namespace {
-
-#if !defined(__AMX_INT8__)
-using namespace floats;
-#endif
 
 void to_float(const void* src, Dtype dtype, int64_t count, float* dst) {
   with_dtype(dtype, [&](auto constant) {
@@ -31,8 +29,14 @@ void add_to_double(const float* from, int64_t from_stride, int64_t rows, int64_t
 
 }  // namespace
 
-extern const GemmTable gemm = {mr,        nr,       panel_size, pack_rows,  pack_columns,
-                               pack_both, multiply, to_float,   from_float, add_to_double};
+#define OFA_GEMM(way)                                                                 \
+  {way::mr,        way::nr,       way::panel_size, way::pack_rows, way::pack_columns, \
+   way::pack_both, way::multiply, to_float,        from_float,     add_to_double}
+#if defined(__AMX_INT8__)
+extern const GemmTable gemm = OFA_GEMM(parts), gemm_normwise = OFA_GEMM(digits);
+#else
+extern const GemmTable gemm = OFA_GEMM(floats), gemm_normwise = OFA_GEMM(floats);
+#endif
 
 }  // namespace OFA_ISA
 }  // namespace ofa

@@ -18,13 +18,13 @@ constexpr int64_t strip = 256;  // columns of the Gram matrix to a task
 constexpr int64_t narrow = 32;  // of those multiplied at a time: a multiple of every micro-kernel's nr
 constexpr int64_t groups = 64;  // of rows of U, a task each, so that their order is the same for any number of threads
 
-int64_t block_rows() { return block / OFA_SELECT(gemm).mr * OFA_SELECT(gemm).mr; }
+int64_t block_rows() { return block / OFA_SELECT(gemm_normwise).mr * OFA_SELECT(gemm_normwise).mr; }
 
 struct GramScratch {
   Workspace::Array<float> left, right, product;
   GramScratch(Workspace& workspace, int64_t columns, int threads)
-      : left(workspace, packed_size(columns, panel, OFA_SELECT(gemm).mr)),
-        right(workspace, packed_size(columns, panel, OFA_SELECT(gemm).nr)),
+      : left(workspace, packed_size(OFA_SELECT(gemm_normwise), columns, panel, OFA_SELECT(gemm_normwise).mr)),
+        right(workspace, packed_size(OFA_SELECT(gemm_normwise), columns, panel, OFA_SELECT(gemm_normwise).nr)),
         product(workspace, block * narrow, threads) {}
 };
 
@@ -72,7 +72,7 @@ class GramSum {
     int64_t row, first, last;
   };
 
-  const GemmTable& gemm_ = OFA_SELECT(gemm);
+  const GemmTable& gemm_ = OFA_SELECT(gemm_normwise);
   const int64_t columns_;
   double* sums_;
   const GramScratch& scratch_;
@@ -84,8 +84,8 @@ struct ProductScratch {
   Workspace::Array<float> left, right, images;
   Workspace::Array<double> sums;
   ProductScratch(Workspace& workspace, int64_t depth, int64_t columns, int threads)
-      : left(workspace, packed_size(block, depth, OFA_SELECT(gemm).mr), threads),
-        right(workspace, packed_size(columns, depth, OFA_SELECT(gemm).nr)),
+      : left(workspace, packed_size(OFA_SELECT(gemm_normwise), block, depth, OFA_SELECT(gemm_normwise).mr), threads),
+        right(workspace, packed_size(OFA_SELECT(gemm_normwise), columns, depth, OFA_SELECT(gemm_normwise).nr)),
         images(workspace, columns * probes, threads),
         sums(workspace, columns * probes, groups) {}
 };
@@ -129,7 +129,7 @@ void product(Tensor matrix_tensor, Tensor right_tensor, Tensor vectors_tensor, T
   double* images = images_tensor.data<double>("images", {columns, probes});
   fault_in(out, rows * columns * sizeof(float), threads, [](int64_t, int64_t) { return true; });
 
-  const GemmTable& gemm = OFA_SELECT(gemm);
+  const GemmTable& gemm = OFA_SELECT(gemm_normwise);
   const AddImages add_images = OFA_SELECT(add_images);
   Workspace memory(workspace);
   const ProductScratch scratch(memory, depth, columns, threads);

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from ofa_fast import _native
 
 ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+TRITON_CAPABILITY = (8, 0)  # from which on tensor cores take bfloat16 and TF32
 
 _library = torch.library.Library("ofa_fast", "DEF")
 _forced: list[str] = []
@@ -39,13 +42,15 @@ def backend(name: str) -> Iterator[None]:
 class Op:
     """One torch operator: its schema, its fake, and a function with the schema's signature per backend.
 
-    ``dtypes`` are those that the compiled backends take, judged by the floating-point arguments.
+    ``dtypes`` are those that the compiled backends take, judged by the floating-point arguments. ``limits`` gives, for
+    a backend and the arguments of a call, why it does not take them, or None.
     """
 
     schema: str
     fake: Callable
     backends: dict[str, Callable]
     dtypes: tuple[torch.dtype, ...] = NATIVE_DTYPES
+    limits: dict[str, Callable] = field(default_factory=dict)
     name: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -59,8 +64,8 @@ class Op:
     def __call__(self, *args):
         return self._overload(*args)
 
-    def refusal(self, name: str, device: str, dtypes: set[torch.dtype]) -> str | None:
-        """Why the backend ``name`` cannot run this op on these inputs, or None if it can."""
+    def refusal(self, name: str, device: str, dtypes: set[torch.dtype], args: tuple = ()) -> str | None:
+        """Why the backend ``name`` cannot run this op on these inputs (on any such inputs without args), or None."""
         if name not in ORDER.get(device, ("reference",)):
             return f"it does not run on {device} tensors"
         if name == "reference":
@@ -68,26 +73,50 @@ class Op:
         if name not in self.backends:
             return "this op has no such kernel"
         if name == "triton":
-            if importlib.util.find_spec("triton") is None:
-                return "triton is not installed"
+            if why_not := _no_triton(device):
+                return why_not
         elif getattr(_native, name) is None:
             return _native.reason[name]
         if not dtypes <= set(self.dtypes):
             return f"it takes {', '.join(str(d).removeprefix('torch.') for d in self.dtypes)}"
-        return None
+        return self.limits[name](*args) if args and name in self.limits else None
 
     def _run(self, *args):
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
         device = tensors[0].device.type
         dtypes = {t.dtype for t in tensors if t.is_floating_point()}
         if _forced:
-            why_not = self.refusal(_forced[-1], device, dtypes)
+            why_not = self.refusal(_forced[-1], device, dtypes, args)
             if why_not:
                 raise RuntimeError(f"{self.name}: backend {_forced[-1]!r} cannot be used: {why_not}")
             return self.backends[_forced[-1]](*args)
         for name in ORDER.get(device, ("reference",)):
-            if self.refusal(name, device, dtypes) is None:
+            if self.refusal(name, device, dtypes, args) is None:
                 return self.backends[name](*args)
+
+
+@functools.cache
+def _no_triton(device: str) -> str | None:
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed"
+    if device == "cuda":
+        if not torch.cuda.is_available():
+            return "torch finds no GPU"
+        if torch.cuda.get_device_capability() < TRITON_CAPABILITY:
+            return "it needs compute capability {}.{} and this GPU has {}.{}".format(
+                *TRITON_CAPABILITY, *torch.cuda.get_device_capability()
+            )
+    return None
+
+
+def on_first_use(module: str, function: str) -> Callable:
+    """A function of a module that is imported when it is first called: Triton's import takes a third of a second."""
+
+    def call(*args):
+        with torch.cuda.device_of(args[0]):  # Triton launches on the current device
+            return getattr(importlib.import_module(module), function)(*args)
+
+    return call
 
 
 def workspace(size: int, like: torch.Tensor) -> torch.Tensor:

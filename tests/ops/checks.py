@@ -8,6 +8,7 @@ arithmetic) at the dtype of the inputs, plus ``slack`` units in the last place o
 
 from __future__ import annotations
 
+import importlib
 import os
 import threading
 import warnings
@@ -16,10 +17,12 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from torch.utils._pytree import tree_map_only
 
 from ofa_fast import _native
-from ofa_fast.ops import backend
+from ofa_fast.ops import _op, backend
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "amx")
 
 
@@ -28,6 +31,34 @@ def _runnable_isas() -> tuple[str, ...]:
 
 
 BACKENDS = ["reference", *(f"cpu-{isa}" for isa in _runnable_isas())]
+
+
+def _on_the_gpu(kernel: Callable) -> Callable:
+    """The tensors of all tests are on the CPU: to the GPU with them, and back with the results."""
+
+    def there_and_back(*args):
+        moved = tree_map_only(torch.Tensor, torch.Tensor.cuda, args)
+        return tree_map_only(torch.Tensor, torch.Tensor.cpu, kernel(*moved))
+
+    return there_and_back
+
+
+def _runnable_on_gpus() -> Iterator[str]:
+    """Backends for GPUs, made to take CPU tensors: Triton's interpreter does, and a GPU is asked where there is one."""
+    for name in ("cuda", "triton"):
+        for op in _op.OPS.values():
+            if name in op.backends and torch.cuda.is_available():
+                op.backends[name] = _on_the_gpu(op.backends[name])
+        if name == "triton" and INTERPRETED:  # small cases have many tiles, and lists that overflow
+            search = importlib.import_module("ofa_fast.ops.topk_similarity.triton")
+            search.BLOCK_Q, search.BLOCK_K, search.BLOCK_D, search.BLOCK_PAIRS, search.CAPACITY = 16, 16, 16, 2048, 48
+        if torch.cuda.is_available() or (name == "triton" and INTERPRETED):
+            _op.ORDER["cpu"] = (*_op.ORDER["cpu"], name)
+            if any(op.refusal(name, "cpu", {torch.float32}) is None for op in _op.OPS.values()):
+                yield name
+
+
+BACKENDS += _runnable_on_gpus()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 on_every_backend = pytest.mark.parametrize("name", BACKENDS)

@@ -177,12 +177,12 @@ def test_forked_child():
 
 @on_every_backend
 def test_report(name):
-    queries, keys = make(50, 2000, 24)
+    queries, keys = make(50, 4000, 24)
     with use(name):
         easy = topk_similarity(queries, keys, 10, return_report=True)[2]
-        hard = topk_similarity(queries, keys[:1].expand(2000, 24), 10, return_report=True)[2]
+        hard = topk_similarity(queries, keys[:1].expand(4000, 24), 10, return_report=True)[2]
     if name == "reference":
-        assert easy == hard == {"undecided": 0, "rescored": 50 * 2000}
+        assert easy == hard == {"undecided": 0, "rescored": 50 * 4000}
     else:
         assert easy["undecided"] == 0
         assert 50 * 10 <= easy["rescored"] < 50 * 200

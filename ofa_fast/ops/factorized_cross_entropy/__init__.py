@@ -9,8 +9,10 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ofa_fast import _native
-from ofa_fast.ops._op import Op, workspace
+from ofa_fast.ops._op import Op, on_first_use, workspace
 from ofa_fast.ops.factorized_cross_entropy import reference
+
+TRITON_RANK = 512  # of which the sums of a tile of positions still fit into registers
 
 
 def _outputs(hidden, coordinates, basis, labels, bias, ignore_index, with_others):
@@ -59,14 +61,14 @@ def _backward_native(
     return grads
 
 
-def _checked(hidden, coordinates, basis, labels, bias, ignore_index, with_others):
-    out_of_range = (labels != ignore_index) & ((labels < 0) | (labels >= len(coordinates)))
-    if out_of_range.any():
-        at = int(out_of_range.nonzero()[0])
-        raise IndexError(
-            f"labels must lie in [0, {len(coordinates)}) or be ignore_index, got {int(labels[at])} at position {at}"
-        )
+def _forward_reference(hidden, coordinates, basis, labels, bias, ignore_index, with_others):
+    reference.check_labels(labels, coordinates, ignore_index)
     return reference.forward(hidden, coordinates, basis, labels, bias, ignore_index, with_others)
+
+
+def _triton_limit(coordinates):
+    if not 1 <= coordinates.shape[1] <= TRITON_RANK:
+        return f"it takes ranks up to {TRITON_RANK}, got {coordinates.shape[1]}"
 
 
 # loss [N]; lse [2, N]: the log-sum-exp of the logits, and what rounding it left over; others [N, R] or [0]: the sum of
@@ -75,7 +77,12 @@ _forward = Op(
     "factorized_cross_entropy(Tensor hidden, Tensor coordinates, Tensor basis, Tensor labels, Tensor? bias, "
     "int ignore_index, bool with_others) -> (Tensor loss, Tensor lse, Tensor others)",
     fake=_outputs,
-    backends={"cpu": _forward_native, "reference": _checked},
+    backends={
+        "cpu": _forward_native,
+        "triton": on_first_use(f"{__name__}.triton", "forward"),
+        "reference": _forward_reference,
+    },
+    limits={"triton": lambda hidden, coordinates, *_: _triton_limit(coordinates)},
 )
 # Gradients of hidden, coordinates, basis and bias; those that `needs` does not ask for are empty.
 _backward = Op(
@@ -85,7 +92,12 @@ _backward = Op(
     fake=lambda grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, *_: _gradients(
         hidden, coordinates, basis, bias, _[-1]
     ),
-    backends={"cpu": _backward_native, "reference": reference.backward},
+    backends={
+        "cpu": _backward_native,
+        "triton": on_first_use(f"{__name__}.triton", "backward"),
+        "reference": reference.backward,
+    },
+    limits={"triton": lambda grad_loss, grad_lse, hidden, coordinates, *_: _triton_limit(coordinates)},
 )
 
 

@@ -47,3 +47,12 @@ def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss
     )
     inputs = zip(grads, (hidden, coordinates, basis, bias), needs, strict=True)
     return tuple(grad.to(tensor.dtype) if need else h.new_empty(0) for grad, tensor, need in inputs)
+
+
+def check_labels(labels, coordinates, ignore_index):
+    out_of_range = (labels != ignore_index) & ((labels < 0) | (labels >= len(coordinates)))
+    if out_of_range.any():
+        at = int(out_of_range.nonzero()[0])
+        raise IndexError(
+            f"labels must lie in [0, {len(coordinates)}) or be ignore_index, got {int(labels[at])} at position {at}"
+        )

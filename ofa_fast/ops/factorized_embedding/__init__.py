@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ofa_fast import _native
-from ofa_fast.ops._op import Op, workspace
+from ofa_fast.ops._op import Op, on_first_use, workspace
 from ofa_fast.ops.factorized_embedding import reference
 
 _HUGE_PAGE = 1 << 21
@@ -64,20 +64,13 @@ def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
     return grad_coordinates, grad_basis
 
 
-def _check_ids(ids, coordinates):
-    out_of_range = (ids < 0) | (ids >= len(coordinates))
-    if out_of_range.any():
-        at = int(out_of_range.nonzero()[0])
-        raise IndexError(f"input_ids must lie in [0, {len(coordinates)}), got {int(ids[at])} at position {at}")
-
-
 def _forward_reference(ids, coordinates, basis):
-    _check_ids(ids, coordinates)
+    reference.check_ids(ids, coordinates)
     return reference.factorized_embedding(ids, coordinates, basis)
 
 
 def _backward_reference(grad, ids, coordinates, basis, padding_idx, sparse, needs):
-    _check_ids(ids, coordinates)
+    reference.check_ids(ids, coordinates)
     kept = ids != padding_idx
     grad, ids = grad[kept], ids[kept]
     grad_coordinates, grad_basis = reference.backward(grad, ids, coordinates, basis)
@@ -98,7 +91,11 @@ def _backward_fake(grad, ids, coordinates, basis, padding_idx, sparse, needs):
 _forward = Op(
     "factorized_embedding(Tensor input_ids, Tensor coordinates, Tensor basis) -> Tensor",
     fake=lambda ids, coordinates, basis: coordinates.new_empty(ids.shape[0], basis.shape[1]),
-    backends={"cpu": _forward_native, "reference": _forward_reference},
+    backends={
+        "cpu": _forward_native,
+        "triton": on_first_use(f"{__name__}.triton", "forward"),
+        "reference": _forward_reference,
+    },
 )
 # Gradients of coordinates, if sparse a coalesced sparse_coo tensor, and of basis, without what padding_idx (-1: none)
 # adds to them; those that `needs` does not ask for are empty.
@@ -106,7 +103,11 @@ _backward = Op(
     "factorized_embedding_backward(Tensor grad, Tensor input_ids, Tensor coordinates, Tensor basis, int padding_idx, "
     "bool sparse, bool[] needs) -> (Tensor grad_coordinates, Tensor grad_basis)",
     fake=_backward_fake,
-    backends={"cpu": _backward_native, "reference": _backward_reference},
+    backends={
+        "cpu": _backward_native,
+        "triton": on_first_use(f"{__name__}.triton", "backward"),
+        "reference": _backward_reference,
+    },
 )
 
 

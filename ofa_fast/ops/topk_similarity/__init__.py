@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 
 from ofa_fast import _native
-from ofa_fast.ops._op import Op, workspace
+from ofa_fast.ops._op import Op, on_first_use, workspace
 from ofa_fast.ops.topk_similarity import reference
 
 METRICS = ("cosine", "dot")
@@ -53,7 +53,11 @@ def _fake(queries, keys, k, metric):
 _forward = Op(
     "topk_similarity(Tensor queries, Tensor keys, SymInt k, str metric) -> (Tensor, Tensor, Tensor)",
     fake=_fake,
-    backends={"cpu": _forward_native, "reference": _forward_reference},
+    backends={
+        "cpu": _forward_native,
+        "triton": on_first_use(f"{__name__}.triton", "forward"),
+        "reference": _forward_reference,
+    },
 )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ofa_fast import _native
-from ofa_fast.ops._op import Op, workspace
+from ofa_fast.ops._op import Op, on_first_use, workspace
 from ofa_fast.ops.truncated_svd import gram, reference
 
 
@@ -41,6 +41,7 @@ _forward = Op(
     fake=_fake,
     backends={
         "cpu": _contiguous(lambda matrix, rank: gram.truncated_svd(matrix, rank, _native_gram, _native_product)),
+        "triton": on_first_use(f"{__name__}.triton", "forward"),
         "reference": _contiguous(reference.truncated_svd),
     },
 )
@@ -75,7 +76,7 @@ _backward = Op(
     "truncated_svd_backward(Tensor grad_u, Tensor grad_s, Tensor grad_vh, Tensor matrix, "
     "Tensor u, Tensor s, Tensor vh) -> Tensor",
     fake=lambda grad_u, grad_s, grad_vh, matrix, *_: torch.empty_like(matrix, memory_format=torch.contiguous_format),
-    backends={"cpu": _backward_run, "reference": _backward_run},
+    backends={"cpu": _backward_run, "triton": _backward_run, "reference": _backward_run},
 )
 
 

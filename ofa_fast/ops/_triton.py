@@ -1,0 +1,56 @@
+"""What the Triton kernels share. Only their own files import this one, so that nothing else imports Triton.
+
+Under ``TRITON_INTERPRET=1`` the kernels run on CPU tensors through numpy, whose bfloat16 arithmetic is wrong: there
+operands are widened to float32 before a product, and rounded by hand.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+
+def power_of_2(count: int, least: int = 16) -> int:
+    """The smallest power of 2 that is at least ``count`` and ``least``: 16 is the smallest side of a product."""
+    return max(triton.next_power_of_2(max(count, 1)), least)
+
+
+def roomy(device: torch.device) -> bool:
+    """Whether a program may have 160 KiB of shared memory or more, as on GPUs for servers; elsewhere it has 99 KiB."""
+    return device.type != "cuda" or torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0), (10, 3))
+
+
+@triton.jit
+def dot(a, b, acc):
+    """acc + a b, summed in float32.
+
+    float32 operands are the sum of two TF32 parts of 11 bits, and three of the four partial products are taken: a
+    product is then right to 2**-21, and tensor cores do it, while multiply-adds in float32 ("ieee") would spill.
+    """
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, acc, input_precision="tf32x3")
+
+
+@triton.jit
+def rounded(x, dtype: tl.constexpr):
+    """float32 to ``dtype``, to the nearest; the interpreter would cut bfloat16 off."""
+    if INTERPRETED and dtype == tl.bfloat16:
+        bits = x.to(tl.uint32, bitcast=True)
+        bits = (bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000
+        x = tl.where(x == x, bits.to(tl.float32, bitcast=True), x)
+    return x.to(dtype)
+
+
+@triton.jit
+def rows_of(pointer, rows, valid, first, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    """[rows, WIDTH] of a row-major matrix of COLUMNS columns, from column ``first`` on; 0 outside and if not valid.
+
+    COLUMNS is a constant so that the compiler sees how rows are aligned and loads as many bytes at once as it can.
+    """
+    columns = first + tl.arange(0, WIDTH)
+    at = pointer + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
+    return tl.load(at, mask=valid[:, None] & (columns < COLUMNS)[None, :], other=0.0)
