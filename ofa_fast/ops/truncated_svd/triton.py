@@ -16,6 +16,7 @@ from ofa_fast.ops.truncated_svd import gram
 
 BLOCK, ROWS = 64, 32
 PROGRAMS = 264  # at least, where the columns give fewer tiles: the rows are then divided
+PANEL = 1 << 15  # rows that are in float64 at a time
 
 
 @triton.jit
@@ -50,11 +51,14 @@ def _gram_matrix(matrix):
     return lower + lower.tril(-1).T
 
 
-def _product(matrix, right):
+def _product(matrix, right, vectors):
     product = matrix.new_empty(len(matrix), right.shape[1], dtype=torch.float32)
-    for rows, panel in zip(product.split(1 << 16), matrix.split(1 << 16), strict=True):
+    images = torch.zeros_like(vectors, dtype=torch.float64)
+    for rows, panel in zip(product.split(PANEL), matrix.split(PANEL), strict=True):
         torch.mm(panel.float(), right.float(), out=rows)
-    return product, _gram_matrix(product)
+        exact = rows.double()
+        images += exact.T @ (exact @ vectors.double())
+    return product, images
 
 
 def forward(matrix, rank):
