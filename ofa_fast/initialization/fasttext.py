@@ -13,6 +13,7 @@ from tqdm import tqdm
 MAGIC = struct.pack("<i", 793712314)
 _END_OF_SENTENCE = b"</s>"
 _WORDS_AT_ONCE = 1024
+_LONGEST_NGRAM = 1000  # fastText's default is 6
 
 
 class _Ngrams(NamedTuple):
@@ -63,6 +64,8 @@ def read_fasttext(
     supervised_without_ngrams = version == 11 and model == 3
     if supervised_without_ngrams or pruned == 0:
         longest = 0
+    if longest > 0 and (bucket < 1 or longest > _LONGEST_NGRAM):
+        raise ValueError(f"{path}: damaged fastText model: {bucket} rows for n-grams of up to {longest} characters")
     if columns != dim or dim < 1 or rows < word_count + (bucket if longest else 0) or word_count != len(encoded):
         raise ValueError(f"{path}: damaged fastText model: {rows} rows of {columns} for {word_count} words of {dim}")
     if position + 4 * rows * columns > len(data):

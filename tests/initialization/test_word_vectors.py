@@ -239,6 +239,11 @@ ROWS = b"a " + struct.pack("<2f", 1, 2) + b"\nb " + struct.pack("<2f", 3, 4)
         (b"1 2\na " + struct.pack("<2f", 1, float("nan")), "word 1, 'a', holds NaN"),
         (struct.pack("<2i", 793712314, 12) + bytes(20), "truncated fastText model"),
         (struct.pack("<2i", 793712314, 9) + bytes(200), "fastText model of version 9"),
+        (
+            struct.pack("<14id", 793712314, 12, 2, 5, 5, 1, 5, 1, 1, 1, -7, 3, 6, 100, 1e-4)
+            + struct.pack("<3i2q?2q", 0, 0, 0, 0, -1, False, 0, 2),
+            "damaged fastText model: -7 rows for n-grams of up to 6 characters",
+        ),
     ],
 )
 def test_damaged_binary_is_refused_with_its_word(tmp_path, content, message):
