@@ -97,8 +97,7 @@ def initialize(
         rows = arguments.check_target_rows(target_rows, len(target.tokens))
         part = processes.part(rows)
         sources = torch.full((rows,), -1)
-        matches = torch.from_numpy(_match(source, target, parity))
-        sources[: len(matches)] = matches if how.copies == "all" else _special_only(matches, target_tokenizer)
+        sources[: len(target.tokens)] = torch.from_numpy(_match(source, target, parity, how.copies))
         sources = sources[part]
     with report.timed(seconds, "checks"):
         table = arguments.source_table(source_embeddings, len(source.tokens), parity)
@@ -253,10 +252,7 @@ def plan(
         )
         origin[: len(covered)][covered] = SIMILAR
         words, width = word_vectors.vectors.nbytes, word_vectors.vectors.shape[1]
-    matches = _match(source, target, parity)
-    if how.copies == "special":
-        matches = _special_only(matches, target_tokenizer)
-    origin[: len(target.tokens)][matches >= 0] = COPIED
+    origin[: len(target.tokens)][_match(source, target, parity, how.copies) >= 0] = COPIED
     widths = [r or dim for r in ranks]
     results = sum(4 * (rows + size) * w + rows * (9 + 12 * how.neighbors) for w in widths)
     # A chunk of words with its encodings takes about 128 MiB, a token and its text about 128 bytes.
@@ -284,16 +280,14 @@ def _vocabularies(source_tokenizer, target_tokenizer, parity: bool) -> tuple[Voc
     return source, target
 
 
-def _match(source: Vocabulary, target: Vocabulary, parity: bool) -> np.ndarray:
-    return match_vocabularies(source.tokenizer, target.tokenizer, parity=True) if parity else match(source, target)
-
-
-def _special_only(matches: np.ndarray | torch.Tensor, tokenizer) -> np.ndarray | torch.Tensor:
-    special = list(tokenization.special_ids(tokenizer))
-    kept = matches[special]
-    matches[:] = -1
-    matches[special] = kept
-    return matches
+def _match(source: Vocabulary, target: Vocabulary, parity: bool, copies: str) -> np.ndarray:
+    """The source token of each target token that is copied, else -1."""
+    found = match_vocabularies(source.tokenizer, target.tokenizer, parity=True) if parity else match(source, target)
+    if copies == "special":
+        other = np.ones(len(found), dtype=bool)
+        other[list(tokenization.special_ids(target.tokenizer))] = False
+        found[other] = -1
+    return found
 
 
 def _factorize(
