@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from ofa_fast import build_model
+from ofa_fast.training.checkpoints import Checkpoints
 
 BIBLE = Path(__file__).parents[2] / "examples" / "data" / "bible"
 SPECIAL = {
@@ -81,3 +83,25 @@ def factorized_dir(dense_dir, tokenizer, tmp_path_factory) -> Path:
     build_model(dense, table, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def killed(monkeypatch):
+    """``with killed(at=4):`` the run inside dies after it has committed that checkpoint, or before; by default any."""
+
+    @contextmanager
+    def killed(at: int | None = None, committed: bool = True):
+        commit = Checkpoints.commit
+
+        def die(self, step, keep, energy):
+            dies = at in (None, step)
+            if committed or not dies:
+                commit(self, step, keep, energy)
+            if dies:
+                raise MemoryError
+
+        with monkeypatch.context() as patch, pytest.raises(MemoryError):
+            patch.setattr(Checkpoints, "commit", die)
+            yield
+
+    return killed

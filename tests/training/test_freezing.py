@@ -84,7 +84,7 @@ def test_rows_of_unknown_origin(factorized_dir, texts, tmp_path):
 
 
 @pytest.mark.parametrize("freeze", ["body", "copied"])
-def test_a_frozen_start_is_resumed_exactly(freeze, initialised, texts, tmp_path, monkeypatch):
+def test_a_frozen_start_is_resumed_exactly(freeze, initialised, texts, tmp_path, monkeypatch, killed):
     """The part is as it was after the last of its steps, moves in the next, and a run killed on either side resumes."""
     options = OPTIONS | {"freeze": freeze, "freeze_steps": 3, "save_steps": 1, "weight_decay": 0.1, "seed": 1}
     commit, kept = Checkpoints.commit, {}
@@ -95,6 +95,7 @@ def test_a_frozen_start_is_resumed_exactly(freeze, initialised, texts, tmp_path,
 
     monkeypatch.setattr(Checkpoints, "commit", keep_copy)
     train(initialised, texts, tmp_path / "whole", **options)
+    monkeypatch.undo()
     start = AutoModelForMaskedLM.from_pretrained(initialised).state_dict()
     body = "bert.encoder.layer.0.output.dense.weight"
     assert torch.equal(kept[3][body], start[body])
@@ -106,16 +107,8 @@ def test_a_frozen_start_is_resumed_exactly(freeze, initialised, texts, tmp_path,
         assert not torch.equal(kept[4][by_row][COPIED], kept[3][by_row][COPIED])
 
     for last in (2, 3, 4):
-
-        def die(self, step, keep, energy, last=last):
-            commit(self, step, keep, energy)
-            if step == last:
-                raise MemoryError
-
-        monkeypatch.setattr(Checkpoints, "commit", die)
-        with pytest.raises(MemoryError):
+        with killed(at=last):
             train(initialised, texts, tmp_path / "out", resume=True, **options)
-    monkeypatch.undo()
     train(initialised, texts, tmp_path / "out", resume=True, **options)
     first, second = (AutoModelForMaskedLM.from_pretrained(tmp_path / name).state_dict() for name in ("out", "whole"))
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -135,7 +128,7 @@ def test_dropping_gradients_does_what_requiring_none_does(factorized_dir, texts,
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_held_out_loss_and_perplexity_by_language_during_training(factorized_dir, texts, tmp_path, monkeypatch):
+def test_held_out_loss_and_perplexity_by_language_during_training(factorized_dir, texts, tmp_path, monkeypatch, killed):
     options = OPTIONS | {"eval_files": {"eng": texts[0], "chr": texts[1]}, "eval_steps": 2, "freeze": "body"}
     report = train(factorized_dir, texts, tmp_path / "whole", **options)
     rows = table(tmp_path / "whole" / "evaluations.csv")
@@ -150,18 +143,9 @@ def test_held_out_loss_and_perplexity_by_language_during_training(factorized_dir
         assert [float(row["perplexity"]) for row in own] == perplexities
     assert rows[0]["loss"] != rows[-3]["loss"]
 
-    commit = Checkpoints.commit
-
-    def die(self, step, keep, energy):
-        if step == 4:
-            raise MemoryError
-        commit(self, step, keep, energy)
-
     # Killed after the measurement at step 4, before its checkpoint: the run goes on from step 2 and measures again.
-    monkeypatch.setattr(Checkpoints, "commit", die)
-    with pytest.raises(MemoryError):
+    with killed(at=4, committed=False):
         train(factorized_dir, texts, tmp_path / "out", **options)
-    monkeypatch.undo()
     assert int(table(tmp_path / "out.checkpoints" / "evaluations.csv")[-1]["step"]) == 4
     with pytest.raises(ValueError, match="freeze: 'none' differs from 'body'"):
         train(factorized_dir, texts, tmp_path / "out", resume=True, **options | {"freeze": "none"})

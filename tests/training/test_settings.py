@@ -12,7 +12,6 @@ from transformers import AutoModelForMaskedLM
 from ofa_fast import training
 from ofa_fast.cli import _parser, main
 from ofa_fast.training import PRESETS, train, with_preset
-from ofa_fast.training.checkpoints import Checkpoints
 from ofa_fast.training.settings import DECISIVE, REPLACES, accumulation
 
 OPTIONS = {"steps": 4, "batch_size": 4, "max_length": 32, "learning_rate": 1e-3, "save_steps": 2, "progress": False}
@@ -102,41 +101,24 @@ def test_a_preset_for_a_gpu_says_what_a_cpu_needs(factorized_dir, texts, tmp_pat
     AutoModelForMaskedLM.from_pretrained(tmp_path / "out")
 
 
-def test_whole_words_need_an_encoder_and_are_resumed_as_such(factorized_dir, texts, tmp_path, monkeypatch):
+def test_whole_words_need_an_encoder_and_are_resumed_as_such(factorized_dir, texts, tmp_path, killed):
     options = OPTIONS | {"whole_words": True}
     whole = train(factorized_dir, texts, tmp_path / "whole", **options)
     pieces = train(factorized_dir, texts, tmp_path / "pieces", **OPTIONS)
     assert whole["losses"] != pieces["losses"]
     assert whole["data"] == pieces["data"]
-    commit = Checkpoints.commit
-
-    def die(self, step, keep, energy):
-        commit(self, step, keep, energy)
-        raise MemoryError
-
-    monkeypatch.setattr(Checkpoints, "commit", die)
-    with pytest.raises(MemoryError):
+    with killed():
         train(factorized_dir, texts, tmp_path / "out", **options)
-    monkeypatch.undo()
     with pytest.raises(ValueError, match="whole_words: False differs from True"):
         train(factorized_dir, texts, tmp_path / "out", resume=True, **OPTIONS)
     assert train(factorized_dir, texts, tmp_path / "out", resume=True, **options)["losses"] == whole["losses"]
 
 
-def test_tensorboard_gets_what_the_tables_have(factorized_dir, texts, tmp_path, monkeypatch):
+def test_tensorboard_gets_what_the_tables_have(factorized_dir, texts, tmp_path, killed):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator").EventAccumulator
     options = OPTIONS | {"eval_files": texts[0], "eval_steps": 2, "tensorboard": True, "log_steps": 1}
-    commit = Checkpoints.commit
-
-    def die(self, step, keep, energy):
-        if step == 4:
-            raise MemoryError
-        commit(self, step, keep, energy)
-
-    monkeypatch.setattr(Checkpoints, "commit", die)
-    with pytest.raises(MemoryError):  # after steps 3 and 4 were logged, which the resumed run logs again
+    with killed(at=4, committed=False):  # after steps 3 and 4 were logged, which the resumed run logs again
         train(factorized_dir, texts, tmp_path / "out", **options)
-    monkeypatch.undo()
     report = train(factorized_dir, texts, tmp_path / "out", resume=True, **options)
     events = accumulator(str(tmp_path / "out" / "tensorboard"))
     events.Reload()

@@ -170,20 +170,11 @@ def test_signals_save_a_checkpoint_and_resuming_gives_the_same_curve(
     assert train(factorized_dir, texts, out, resume=True, **OPTIONS) == report
 
 
-def test_what_a_killed_run_leaves_half_written_is_ignored(uninterrupted, factorized_dir, texts, tmp_path, monkeypatch):
+def test_what_a_killed_run_leaves_half_written_is_ignored(uninterrupted, factorized_dir, texts, tmp_path, killed):
     out = tmp_path / "out"
     checkpoints = Checkpoints(out)
-
-    def die(self, step, keep, energy):
-        if step == 9:
-            raise MemoryError
-        commit(self, step, keep, energy)
-
-    commit = Checkpoints.commit
-    monkeypatch.setattr(Checkpoints, "commit", die)
-    with pytest.raises(MemoryError):
+    with killed(at=9, committed=False):
         train(factorized_dir, texts, out, **OPTIONS)
-    monkeypatch.undo()
     assert (checkpoints.partial / "checkpoint-9").exists()
     (checkpoints.folder / ".checkpoint-8.x.partial").mkdir()
     (tmp_path / ".out.x_1.partial").mkdir()
