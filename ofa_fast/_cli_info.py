@@ -9,6 +9,14 @@ from importlib.metadata import PackageNotFoundError, version
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "triton", "accelerate", "datasets")
 
 
+def register(_commands, subparser) -> None:
+    subparser("info", run, "show versions, hardware, and the backend that each op would use", "info")
+
+
+def run(_args) -> None:
+    print(report())
+
+
 def _version(package: str) -> str:
     try:
         return version(package)

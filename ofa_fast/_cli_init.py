@@ -7,6 +7,54 @@ import sys
 from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
+from ofa_fast._cli_types import positive, ranks
+
+
+def register(_commands, subparser) -> None:
+    add = subparser(
+        "init",
+        run,
+        "give a pretrained model a new vocabulary",
+        "init --source sentence-transformers/all-MiniLM-L6-v2 --tokenizer my-tokenizer/ \\\n"
+        "      --vectors vectors.safetensors --rank 100,full --out initialised/\n"
+        "  torchrun --nproc-per-node 8 -m ofa_fast.cli init ...     shares the vocabulary out to processes",
+    ).add_argument
+    add("--source", required=True, metavar="MODEL", help="folder or hub id of the pretrained model and its tokenizer")
+    add("--tokenizer", required=True, metavar="TOKENIZER", help="folder or hub id of the new tokenizer")
+    add(
+        "--vectors",
+        type=Path,
+        metavar="FILE",
+        help="aligned word vectors of both vocabularies' languages; mean, gaussian and random need none",
+    )
+    add("--language", help="ISO 639-3 code of all words, where the vectors carry none")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="folder to write; DIR/rank-R/ where several ranks are given",
+    )
+    add(
+        "--rank",
+        type=ranks,
+        default=[100],
+        metavar="R,...",
+        help="ranks of the table; 'full' keeps it dense (default: 100)",
+    )
+    methods = ("ofa", "wechsel", "focus", "mean", "gaussian", "random")
+    add("--method", choices=methods, default="ofa", help="ofa, or one of its rivals (default: ofa)")
+    add("--neighbors", type=positive, help="source subwords that make up a new one (default: 10; focus: 256)")
+    add("--temperature", type=float, help="of the softmax over their similarities (default: 0.1; focus: 1)")
+    add("--weighting", choices=("softmax", "sparsemax"), help="of the similarities (default: the method's own)")
+    add("--seed", type=int, default=114514, help="of the random rows (default: 114514)")
+    add("--parity", action="store_true", help="reproduce the published implementation, its quirks included")
+    add(
+        "--export-npy", action="store_true", help="write the matrices as the published implementation's .npy files, too"
+    )
+    add("--overwrite", action="store_true", help="replace --out where it exists")
+    add("--dry-run", action="store_true", help="print the counts and the memory that it would take, and stop")
+
 
 def run(args) -> None:
     import torch.distributed as dist

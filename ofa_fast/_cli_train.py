@@ -7,6 +7,8 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from ofa_fast._cli_types import labelled_file, positive
+
 SUMMARY = "continue the pretraining of a masked or causal language model"
 EXAMPLE = (
     "train initialised/rank-100 --train-file deu=news.txt swh.jsonl --steps 1000 --out trained/\n"
@@ -14,7 +16,9 @@ EXAMPLE = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser, positive: Callable, labelled_file: Callable) -> None:
+def register(_commands, subparser) -> None:
+    parser = subparser("train", run, SUMMARY, EXAMPLE)
+
     def group(title: str) -> Callable:
         def add(name: str, **options) -> None:
             if "type" in options:

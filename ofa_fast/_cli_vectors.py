@@ -4,6 +4,90 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
+
+from ofa_fast._cli_types import dictionary_file, language_file, lines, numbers, positive
+
+
+def register(commands, subparser) -> None:
+    vectors = commands.add_parser("vectors", help="make, convert and judge multilingual word vectors")
+    vectors = vectors.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    add = subparser(
+        "build",
+        build,
+        "build aligned word vectors from texts that are translations of each other, line by line",
+        "vectors build --parallel bible/*.txt --out vectors.safetensors",
+        among=vectors,
+    ).add_argument
+    add(
+        "--parallel",
+        nargs="+",
+        type=language_file,
+        required=True,
+        metavar="[LANGUAGE=]FILE",
+        help="one text a language, ISO 639-3 code from the file's name unless given; line i means the same in all",
+    )
+    add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+    add("--dim", type=positive, default=200, help="length of a vector (default: 200)")
+    add("--min-count", type=positive, default=2, help="leave out words rarer than this (default: 2)")
+    add("--lines", type=lines, metavar="FIRST-LAST", help="use these lines only, counted from 1")
+    add("--pivot", metavar="LANGUAGE", help="to which the others' words are linked (default: eng, or the first)")
+    add(
+        "--case",
+        choices=("natural", "lower", "keep"),
+        default="natural",
+        help="of the words (default: as within a sentence)",
+    )
+
+    add = subparser(
+        "convert",
+        convert,
+        "convert word vectors of any readable format to memory-mapped safetensors",
+        "vectors convert cc.de.300.vec.gz --language deu --out deu.safetensors",
+        among=vectors,
+    ).add_argument
+    add("vectors", type=Path, metavar="FILE", help=".vec .txt .bin .wv .kv .npz or .safetensors, gzipped or not")
+    add("--language", help="ISO 639-3 code of all words, where the words carry none")
+    add("--languages", nargs="+", metavar="LANGUAGE", help="keep the words of these languages only")
+    add("--max-words", type=positive, help="keep only this many words from the start of the file")
+    add("--half", action="store_true", help="store float16")
+    add("--skip-bad-lines", action="store_true", help="leave out malformed lines of text, and count them")
+    add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+
+    add = subparser(
+        "align",
+        align,
+        "bring word vectors of single languages into one space",
+        "vectors align eng=cc.en.vec.gz deu=cc.de.vec.gz --dictionary eng-deu=german.txt --out aligned.safetensors",
+        among=vectors,
+    ).add_argument
+    add("vectors", nargs="+", type=language_file, metavar="[LANGUAGE=]FILE", help="one file a language")
+    add(
+        "--dictionary",
+        nargs="+",
+        type=dictionary_file,
+        required=True,
+        metavar="LANGUAGE-LANGUAGE=FILE",
+        help="lines: word TAB translation; two languages may be joined through a third",
+    )
+    add("--pivot", metavar="LANGUAGE", help="whose space is the common one (default: that with most word pairs)")
+    add("--max-words", type=positive, help="keep only this many words of each language")
+    add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
+
+    add = subparser(
+        "evaluate",
+        evaluate,
+        "judge word vectors by translating the words of a dictionary",
+        "vectors evaluate vectors.safetensors --dictionary german.txt --source eng --target deu",
+        among=vectors,
+    ).add_argument
+    add("vectors", type=Path, metavar="FILE")
+    add("--dictionary", type=Path, required=True, metavar="FILE", help="lines: word TAB translation")
+    add("--source", required=True, metavar="LANGUAGE", help="ISO 639-3 code of the first column")
+    add("--target", required=True, metavar="LANGUAGE", help="ISO 639-3 code of the second column")
+    add("--k", type=numbers, default=(1, 10), metavar="K,...", help="precision at these (default: 1,10)")
+    add("--frequent", type=positive, metavar="N", help="query only the first N words of the source language")
 
 
 def build(args) -> None:

@@ -22,7 +22,7 @@ LAYERS = [
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}
-LEAVES = {path.stem for path in PACKAGE.glob("_*.py")} - {"__init__", "_cli_info", "_cli_init", "_cli_vectors"}
+LEAVES = {path.stem for path in PACKAGE.glob("_*.py") if not path.stem.startswith(("__", "_cli_"))}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
 SOURCES = sorted(
