@@ -6,6 +6,8 @@ import platform
 from collections import defaultdict
 from importlib.metadata import PackageNotFoundError, version
 
+from ofa_fast._machine import cpu_name
+
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "triton", "accelerate", "datasets")
 
 
@@ -22,14 +24,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "not installed"
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 def _backends(device: str) -> tuple[dict[str, str], dict[tuple[str, str], list[str]]]:
@@ -59,7 +53,7 @@ def report() -> str:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     rows = [("ofa-fast", __version__), ("python", platform.python_version())]
     rows += [(package, _version(package)) for package in PACKAGES]
-    rows += [("CPU", _cpu_name()), ("instructions", isa), ("threads", str(torch.get_num_threads()))]
+    rows += [("CPU", cpu_name()), ("instructions", isa), ("threads", str(torch.get_num_threads()))]
     rows += [("GPU", ", ".join(gpus) or "none")]
     rows += [(f"_{name} module", _native.reason.get(name, "loaded")) for name in ("cpu", "cuda")]
     lines = [f"{name:<14}{value}" for name, value in rows]

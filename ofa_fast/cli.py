@@ -6,10 +6,10 @@ import argparse
 import os
 import sys
 
-from ofa_fast import _cli_evaluate, _cli_export, _cli_info, _cli_init, _cli_train, _cli_vectors
+from ofa_fast import _cli_compare, _cli_evaluate, _cli_export, _cli_info, _cli_init, _cli_train, _cli_vectors
 
 # A module of COMMANDS declares its arguments in ``register`` and does its work in ``run``.
-COMMANDS = (_cli_vectors, _cli_init, _cli_train, _cli_evaluate, _cli_export, _cli_info)
+COMMANDS = (_cli_vectors, _cli_init, _cli_train, _cli_evaluate, _cli_compare, _cli_export, _cli_info)
 
 # What bad input raises, in ofa_fast and in the libraries that read the user's files.
 INPUT_ERRORS = (ValueError, TypeError, IndexError, OSError, UnicodeError)

@@ -19,6 +19,7 @@ LAYERS = [
     {"initialization"},
     {"models"},
     {"training", "evaluation"},
+    {"study"},
     {"cli"},
 ]
 LEVEL = {name: level for level, names in enumerate(LAYERS) for name in names}

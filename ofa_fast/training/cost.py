@@ -39,13 +39,17 @@ def carbon_intensity(country: str | None) -> float | None:
 
 
 class EnergyMeter:
-    """The energy that this machine takes while the block runs: its processors, memory and GPUs, by codecarbon.
+    """The energy that this machine, or this process, takes while the block runs: its processors, memory and GPUs, by codecarbon.
 
     Nothing in codecarbon can end a run: where it fails or is not installed, the energy is None and ``source`` says why.
     It reads the meters every 15 s in a thread of its own, sends nothing, and writes no file.
+
+    Args:
+        of: "machine", or "process" for the share of this process and its children.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, of: str = "machine") -> None:
+        self._of = of
         self._tracker = None
         self._kwh: float | None = None
         self._start = self._seconds = 0.0
@@ -64,7 +68,7 @@ class EnergyMeter:
                 output_methods=[],
                 emissions_endpoint=None,
                 allow_multiple_runs=True,
-                tracking_mode="machine",
+                tracking_mode=self._of,
                 log_level="critical",
             )
             self._tracker.start()

@@ -7,6 +7,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -49,11 +50,14 @@ def train(
     save_steps: int = 500,
     keep_checkpoints: int = 2,
     eval_steps: int | None = None,
+    milestones: Sequence[int] = (),
+    at_milestone: Callable[[int, Path], None] | None = None,
     log_steps: int = 10,
     tensorboard: bool = False,
     workers: int = 0,
     device: str | None = None,
     country: str | None = None,
+    energy_of: str = "machine",
     resume: bool = False,
     overwrite: bool = False,
     progress: bool = True,
@@ -108,11 +112,17 @@ def train(
         precision: "float32", "bfloat16" or, on a GPU, "float16" (autocast); weights and optimiser states stay float32.
         fsdp: under ``torchrun``, shard weights, gradients and optimiser states over the processes (FSDP2) instead of
             replicating them (DDP).
+        milestones: steps after which a checkpoint is saved and held-out text measured, too.
+        at_milestone: called on the first process with the step of a milestone and the folder of its checkpoint, which
+            holds the model without its tokenizer; called again where a run goes on from that checkpoint. The time that
+            it takes does not count as training.
         tensorboard: write losses, learning rate and perplexities for TensorBoard, too: to ``<out>.checkpoints`` while
             it runs, and to ``out/tensorboard`` in the end.
         workers: processes that prepare batches; 0 for none.
         device: "cpu" to stay off the GPU.
         country: ISO 3166 code of three letters, such as "DEU", whose electricity the report counts CO2e for.
+        energy_of: "machine", or "process" for this process and its children, where other runs share the machine. The
+            energy includes that of measurements on held-out text and of ``at_milestone``.
         resume: go on from the last complete checkpoint, or start where there is none. A finished ``out`` is returned
             as it is.
         overwrite: replace ``out``, and forget the checkpoints of an earlier run.
@@ -129,7 +139,8 @@ def train(
             argument out of range; ``resume`` with other arguments than the run was started with; a loss that is not
             finite.
     """
-    arguments = {name: value for name, value in locals().items() if name not in ("resume", "overwrite", "progress")}
+    not_recorded = ("at_milestone", "resume", "overwrite", "progress")
+    arguments = {name: value for name, value in locals().items() if name not in not_recorded}
     settings.check(arguments)
     gradient_accumulation_steps = arguments["gradient_accumulation_steps"] = settings.accumulation(arguments)
     grams_per_kwh = cost.carbon_intensity(country)
@@ -214,13 +225,16 @@ def train(
         progress=progress,
     )
     trainer.accelerator.wait_for_everyone()
-    meter = cost.EnergyMeter()
+    meter = cost.EnergyMeter(energy_of)
     recorder = Recorder(
         trainer, checkpoints, keep_checkpoints, log_steps, len(train_sequences) / batch, meter, tensorboard
     )
+    recorder.milestones, recorder.at_milestone = frozenset(milestones), at_milestone
     trainer.add_callback(recorder)
     if progress and checkpoint:
         print(f"resuming after step {first_step} of {steps}", file=sys.stderr)
+    if is_main and checkpoint:
+        recorder.reach(first_step, checkpoint)
     with recorder.catching_signals(), meter if args.local_process_index == 0 else nullcontext():
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if trainer.state.global_step < steps:

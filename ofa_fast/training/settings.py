@@ -70,7 +70,12 @@ COUNTS = (
     "log_steps",
     "freeze_steps",
 )
-CHOICES = {"precision": tuple(PRECISIONS), "freeze": FREEZE, "documents": (None, "apart", "joined")}
+CHOICES = {
+    "precision": tuple(PRECISIONS),
+    "freeze": FREEZE,
+    "documents": (None, "apart", "joined"),
+    "energy_of": ("machine", "process"),
+}
 
 
 def with_preset(name: str, given: dict) -> dict:

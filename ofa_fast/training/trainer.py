@@ -128,6 +128,8 @@ class Recorder(TrainerCallback):
     ) -> None:
         self.trainer, self.checkpoints, self.keep, self.log_steps = trainer, checkpoints, keep, log_steps
         self.steps_per_epoch, self.meter = steps_per_epoch, meter
+        self.milestones: frozenset[int] = frozenset()
+        self.at_milestone: Callable[[int, Path], None] | None = None
         self.signal: int | None = None
         self._pending: list[tuple] = []
         self._board = None
@@ -161,7 +163,7 @@ class Recorder(TrainerCallback):
             restore()
 
     def on_train_begin(self, args, state, control, **kwargs):
-        self._start = time.perf_counter() - self._seconds
+        self._start = time.perf_counter() - self._seconds - self.trainer.evaluation_seconds
         self._bar = tqdm(
             total=state.max_steps,
             initial=state.global_step,
@@ -189,6 +191,9 @@ class Recorder(TrainerCallback):
         self._bar.update()
         if len(self._pending) >= self.log_steps:
             self._write_losses()
+        if state.global_step in self.milestones:
+            control.should_save = True
+            control.should_evaluate = trainer.eval_dataset is not None
         if self._stop_wanted():
             control.should_save = control.should_training_stop = True
 
@@ -214,7 +219,18 @@ class Recorder(TrainerCallback):
         energy = self.energy()
         if state.is_world_process_zero:
             self.checkpoints.commit(state.global_step, self.keep, energy)
+            self.reach(state.global_step, self.checkpoints.complete()[state.global_step])
         self.trainer.accelerator.wait_for_everyone()
+
+    def reach(self, step: int, checkpoint: Path) -> None:
+        """Call ``at_milestone`` where ``step`` is one; this does not count as training time."""
+        if self.at_milestone is None or step not in self.milestones:
+            return
+        start = time.perf_counter()
+        # What it draws must not move the training's own random numbers.
+        with torch.random.fork_rng():
+            self.at_milestone(step, checkpoint)
+        self.trainer.evaluation_seconds += time.perf_counter() - start
 
     def on_train_end(self, args, state, control, **kwargs):
         self._write_losses()
