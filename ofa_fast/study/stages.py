@@ -13,6 +13,7 @@ The folder of a comparison::
 from __future__ import annotations
 
 import fcntl
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -92,6 +93,9 @@ class Comparison:
     def folder(self, arm: Arm) -> Path:
         return self.out / arm.folder
 
+    def evaluation(self, arm: Arm, task: Task, step: int) -> Path:
+        return self.folder(arm) / "evaluations" / f"{task.name}-step-{step}.json"
+
     def initialise(self, arms: Sequence[Arm]) -> None:
         """Initialise arms that differ in their ranks alone, in one call, where it has not been done."""
         first = arms[0]
@@ -142,8 +146,8 @@ class Comparison:
 
     def measure(self, arm: Arm, step: int, model: Path, tasks: Sequence[Task]) -> None:
         for task in tasks:
-            file = self.folder(arm) / "evaluations" / f"{task.name}-step-{step}.json"
-            measure(task, model, self.tokenizer, file, self.language, arm.seed)
+            file = self.evaluation(arm, task, step)
+            measure(task, model, file, self.language, arm.seed)
 
     def run(self, arm: Arm) -> None:
         """All that is left of an arm, whose model is initialised."""
@@ -161,7 +165,7 @@ class Comparison:
             eval_files=list(self.eval_files),
             steps=arm.steps,
             milestones=[point for point in self.points if point < arm.steps],
-            at_milestone=lambda step, checkpoint: self.measure(arm, step, checkpoint, always),
+            at_milestone=lambda step, checkpoint: self._measure_checkpoint(arm, step, checkpoint, always),
             seed=arm.seed,
             energy_of="process",
             resume=True,
@@ -170,21 +174,25 @@ class Comparison:
         )
         self.measure(arm, arm.steps, folder / "trained", self.tasks)
 
+    def _measure_checkpoint(self, arm: Arm, step: int, checkpoint: Path, tasks: Sequence[Task]) -> None:
+        """A checkpoint comes without the tokenizer that an evaluation wants beside the model."""
+        with tempfile.TemporaryDirectory(dir=self.folder(arm)) as name:
+            folder = Path(name)
+            for file in ("config.json", "model.safetensors"):
+                (folder / file).symlink_to((checkpoint / file).resolve())
+            self.tokenizer.save_pretrained(folder)
+            self.measure(arm, step, folder, tasks)
+
     def finished(self, arm: Arm) -> bool:
         ends = {0, arm.steps}
-        files = [f"{task.name}-step-{step}.json" for task in self.tasks for step in ends]
-        folder = self.folder(arm)
-        trained = not arm.steps or (folder / "trained").exists()
-        return trained and all((folder / "evaluations" / file).exists() for file in files)
+        trained = not arm.steps or (self.folder(arm) / "trained").exists()
+        return trained and all(self.evaluation(arm, task, step).exists() for task in self.tasks for step in ends)
 
     def measure_source(self) -> None:
         """The source model as it is, with its own tokenizer, on every task."""
-        from transformers import AutoTokenizer
-
         with locked(self.out / "source" / ".lock", wait=False) as mine:
             for task in self.tasks if mine else ():
-                file = self.out / "source" / f"{task.name}-step-0.json"
-                measure(task, Path(self.source), AutoTokenizer.from_pretrained(self.source), file, self.language, 0)
+                measure(task, self.source, self.out / "source" / f"{task.name}-step-0.json", self.language, 0)
 
 
 @torch.no_grad()

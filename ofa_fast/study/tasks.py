@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,46 +34,38 @@ class Task:
             raise ValueError(f"eval: expected a task among {', '.join(TASKS)}, got {self.kind!r}")
         if not Path(self.data).is_dir():
             raise FileNotFoundError(f"eval: there is no folder {self.data}")
+        if not re.fullmatch(r"[\w.-]*", self.name):
+            raise ValueError(f"eval: a task's name is part of file names: letters, digits, '-' and '.', got {self.name!r}")
         object.__setattr__(self, "data", Path(self.data))
         object.__setattr__(self, "name", self.name or f"{self.kind}-{self.data.name}")
 
 
-def measure(task: Task, model: Path, tokenizer, file: Path, source: str, seed: int) -> dict:
+def measure(task: Task, model: Path | str, file: Path, source: str, seed: int) -> dict:
     """The task's result for a model folder, from ``file`` where it is there already.
 
-    Returns ``{"metric", "average", "languages": {code: {"score", …}}, "seconds"}``.
+    Returns what ``evaluate`` does, ``{"metric", "average", "languages": {code: {"score", …}}, …}``, and the "task".
     """
+    about = {"kind": task.kind, "data": str(task.data), "options": json.loads(json.dumps(task.options, default=str))}
     if not file.exists():
-        result = _evaluate(model, tokenizer, task, source, seed)
+        result = _evaluate(model, task, source, seed) | {"task": about}
         with atomic_file(file) as work:
             work.write_text(json.dumps(result, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
-    return json.loads(file.read_text("utf-8"))
+    result = json.loads(file.read_text("utf-8"))
+    if result["task"] != about:
+        raise ValueError(f"eval: {file} was measured with {result['task']}, not {about}; choose another out, or delete it")
+    return result
 
 
-def _evaluate(model: Path, tokenizer, task: Task, source: str, seed: int) -> dict:
+def _evaluate(model: Path | str, task: Task, source: str, seed: int) -> dict:
     from ofa_fast.evaluation import retrieval_report
 
-    report = retrieval_report(
-        _load(model), task.data, tokenizer=tokenizer, source=source, progress=False, **task.options
-    )
+    report = retrieval_report(model, task.data, source=source, progress=False, seed=seed, **task.options)
     name = f"top{task.options.get('k', (1, 5, 10))[-1]}"
     languages = {
         language: {"score": result["mean"][name], "items": result["pairs"], "chance": result["chance"][name]}
         for language, result in report["languages"].items()
     }
-    return {
-        "metric": f"top-{name.removeprefix('top')} accuracy",
-        "languages": languages,
-        "average": {"score": report["average"][name]},
-        "seconds": report["seconds"],
-    }
-
-
-def _load(folder: Path):
-    import torch
-    from transformers import AutoModel
-
-    return AutoModel.from_pretrained(folder, dtype=torch.float32)
+    return {"metric": name, "languages": languages, "average": {"score": report["average"][name]}, "seconds": report["seconds"]}
 
 
 def check_tasks(tasks: Sequence[Task]) -> list[Task]:
