@@ -18,8 +18,8 @@ METRICS = {"macro_f1": "macro-F1", "f1": "F1", "accuracy": "accuracy"}
 SUFFIXES = (".json", ".md", ".tex", ".html")
 GROUPS = {"scripts": "script", "families": "family"}
 # Numbers of a language that have a column of their own, beside the score.
-_MORE = ("top1", "top5", "macro_f1", "micro_f1", "accuracy", "precision", "recall", "chance", "majority")
-_COUNTS = ("words", "dropped", "empty", "cut")
+_MORE = ("top1", "top5", "macro_f1", "micro_f1", "accuracy", "seqeval_f1", "precision", "recall", "chance", "majority")
+_COUNTS = ("words", "entities", "dropped", "empty", "cut")
 
 
 def metric_name(metric: str) -> str:

@@ -19,8 +19,9 @@ from ofa_fast.evaluation.report import write
 from ofa_fast.evaluation.retrieval import prepare as retrieval
 from ofa_fast.evaluation.seeds import Finished
 from ofa_fast.evaluation.statistics import RESAMPLES, average, summarize
+from ofa_fast.evaluation.tagging import ner, pos
 
-TASKS = {"retrieval": retrieval, "classification": classification}
+TASKS = {"retrieval": retrieval, "classification": classification, "ner": ner, "pos": pos}
 
 
 def evaluate(
