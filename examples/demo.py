@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenizerFast, logging
 
 import ofa_fast
-from ofa_fast.evaluation import retrieval_report
+from ofa_fast.evaluation import evaluate
 from ofa_fast.initialization import build_word_vectors
 from ofa_fast.training import train
 
@@ -172,9 +172,9 @@ def count_pieces(tokenizer, file: Path) -> torch.Tensor:
 
 def measure(model: Path, lines: list[int]) -> dict[str, float]:
     """Top-10 retrieval accuracy of each language with English on the held-out verses, the mean of both directions."""
-    report = retrieval_report(model, BIBLE, lines=lines, layer=LAYER, k=(1, TOP), progress=False)
-    accuracy = {language: result["mean"][f"top{TOP}"] for language, result in report["languages"].items()}
-    return {**accuracy, "average": report["average"][f"top{TOP}"]}
+    report = evaluate(model, BIBLE, "retrieval", lines=lines, layer=LAYER, k=(1, TOP))
+    accuracy = {language: result["score"] for language, result in report["languages"].items()}
+    return {**accuracy, "average": report["average"]["score"]}
 
 
 def print_table(measured: dict, candidates: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ofa_fast._text import read_lines
+from ofa_fast.evaluation.languages import find_language
 
 # How eBible files mark a verse that is merged into the one above.
 RANGE = "<range>"
@@ -79,10 +80,8 @@ def read_pairs(
             "<language>/{train,dev,test}.tsv folders"
         )
     if languages is not None:
-        missing = set(languages) - {pair.target_language for pair in found}
-        if missing:
-            raise FileNotFoundError(f"data: {data} has no {', '.join(sorted(missing))} beside {source}")
-        found = [pair for pair in found if pair.target_language in set(languages)]
+        named = {find_language([pair.target_language for pair in found], one, data) for one in languages}
+        found = [pair for pair in found if pair.target_language in named]
     for pair in found:
         if not pair.source:
             raise ValueError(f"data: {data} has no line with both {pair.source_language} and {pair.target_language}")
@@ -106,14 +105,6 @@ def _sample(pair: Pair, count: int | None, seed: int) -> Pair:
     )
 
 
-def _named(names: Sequence[str], language: str, data: Path) -> str:
-    matching = [name for name in names if name == language] or [n for n in names if n.split("_")[0] == language]
-    if len(matching) != 1:
-        what = f"{', '.join(sorted(matching))} for" if matching else "no"
-        raise FileNotFoundError(f"data: {data} has {what} {language!r}; it has {', '.join(sorted(names))}")
-    return matching[0]
-
-
 def _select(sentences: list[str], lines: Sequence[int] | np.ndarray | None, path: Path) -> list[str]:
     if lines is None:
         return sentences
@@ -131,7 +122,7 @@ def _line_aligned(data: Path, source: str, lines) -> list[Pair]:
     files = {path.stem: path for path in data.glob("*.txt") if path.stem != "vref"}
     if not files:
         return []
-    source = _named(list(files), source, data)
+    source = find_language(list(files), source, data)
     texts = {language: list(read_lines(path, "data")) for language, path in files.items()}
     for language, text in texts.items():
         if len(text) != len(texts[source]):
@@ -161,7 +152,7 @@ def _sib200(data: Path, source: str, splits: Sequence[str]) -> list[Pair]:
     folders = {path.name: path for path in data.iterdir() if (path / f"{splits[0]}.tsv").exists()}
     if not folders:
         return []
-    source = _named(list(folders), source, data)
+    source = find_language(list(folders), source, data)
     texts = {language: _read_sib200(folder, splits) for language, folder in folders.items()}
     pairs = []
     for language, text in texts.items():

@@ -2,38 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import os
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
-import ofa_fast
-from ofa_fast._files import atomic_file
 from ofa_fast.evaluation.encoding import check_layer, encode
-from ofa_fast.evaluation.parallel import keep_pairs, read_pairs
+from ofa_fast.evaluation.loading import load
+from ofa_fast.evaluation.parallel import SIB_SPLITS, Pair, keep_pairs, read_pairs
+from ofa_fast.evaluation.statistics import Measured, Task, ratio
 from ofa_fast.ops import topk_similarity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 DIRECTIONS = ("source_to_target", "target_to_source")
+CSLS_NEIGHBORS = 10
 
 
-def retrieval_accuracy(source: torch.Tensor, target: torch.Tensor, k: Sequence[int] = (1, 5, 10)) -> dict:
-    """How often row i of the other side is among the k nearest by cosine, of two [N, D] tables of aligned rows.
+def _cosine_ranks(queries: torch.Tensor, keys: torch.Tensor, k: int) -> torch.Tensor:
+    return topk_similarity(queries, keys, k)[1]
 
-    Returns:
-        ``{"source_to_target": {"top1": …}, "target_to_source": …, "mean": …, "chance": …}`` with the accuracies 0 … 1
-        for each k, their mean over both directions, and the accuracy k / N of guessing. Of equally near rows the one
-        with the lower index counts as nearer.
 
-    Raises:
-        ValueError: the tables differ in shape; ``k`` is empty or not within 1 … N.
-    """
+def _csls_ranks(queries: torch.Tensor, keys: torch.Tensor, k: int) -> torch.Tensor:
+    queries, keys = (torch.nn.functional.normalize(x.float(), dim=1) for x in (queries, keys))
+    crowding = topk_similarity(keys, queries, min(CSLS_NEIGHBORS, len(queries)), "dot")[0].mean(1, keepdim=True)
+    # The query's own crowding is the same for all keys, so 2 cos - crowding is one dot product of D + 1 columns.
+    ones = torch.ones_like(queries[:, :1])
+    return topk_similarity(torch.cat([2 * queries, -ones], 1), torch.cat([keys, crowding], 1), k, "dot")[1]
+
+
+SIMILARITIES = {"cosine": _cosine_ranks, "csls": _csls_ranks}
+
+
+def _hits(source: torch.Tensor, target: torch.Tensor, k: Sequence[int], similarity: str) -> torch.Tensor:
+    """[2, N, len(k)] bool: in both directions, whether row i is among the k nearest of row i."""
     if source.shape != target.shape or source.dim() != 2:
         raise ValueError(
             f"source and target must be two [N, D] tables of aligned rows, got {list(source.shape)} and "
@@ -42,14 +47,41 @@ def retrieval_accuracy(source: torch.Tensor, target: torch.Tensor, k: Sequence[i
     n = len(source)
     if not k or not all(1 <= one <= n for one in k):
         raise ValueError(f"k: expected numbers from 1 to the {n} pairs, got {tuple(k)}")
+    if similarity not in SIMILARITIES:
+        raise ValueError(f"similarity: expected one of {', '.join(SIMILARITIES)}, got {similarity!r}")
     own = torch.arange(n)[:, None]
-    result = {}
-    for direction, queries, keys in zip(DIRECTIONS, (source, target), (target, source), strict=True):
-        hit = topk_similarity(queries, keys, max(k))[1].cpu() == own
-        result[direction] = {f"top{one}": hit[:, :one].any(1).double().mean().item() for one in k}
-    result["mean"] = {name: sum(result[d][name] for d in DIRECTIONS) / 2 for name in result[DIRECTIONS[0]]}
-    result["chance"] = {f"top{one}": one / n for one in k}
+    nearest = [SIMILARITIES[similarity](*pair, max(k)).cpu() == own for pair in ((source, target), (target, source))]
+    return torch.stack([torch.stack([hit[:, :one].any(1) for one in k], 1) for hit in nearest])
+
+
+def _accuracies(hits: torch.Tensor, k: Sequence[int]) -> dict:
+    names = [f"top{one}" for one in k]
+    means = hits.double().mean(1)
+    result = {d: dict(zip(names, row.tolist(), strict=True)) for d, row in zip(DIRECTIONS, means, strict=True)}
+    result["mean"] = {name: sum(result[d][name] for d in DIRECTIONS) / 2 for name in names}
+    result["chance"] = {name: one / hits.shape[1] for name, one in zip(names, k, strict=True)}
     return result
+
+
+def retrieval_accuracy(
+    source: torch.Tensor, target: torch.Tensor, k: Sequence[int] = (1, 5, 10), similarity: str = "cosine"
+) -> dict:
+    """How often row i of the other side is among the k nearest, of two [N, D] tables of aligned rows.
+
+    Args:
+        similarity: "cosine", or "csls" (Conneau et al. 2018, arXiv 1710.04087, section 2.3):
+            ``csls(x, y) = 2 cos(x, y) - r(x) - r(y)`` with r the mean cosine of a row and its 10 nearest of the other
+            side, which keeps a row that is near everything from being everyone's nearest.
+
+    Returns:
+        ``{"source_to_target": {"top1": …}, "target_to_source": …, "mean": …, "chance": …}`` with the accuracies 0 … 1
+        for each k, their mean over both directions, and the accuracy k / N of guessing. Of equally near rows the one
+        with the lower index counts as nearer.
+
+    Raises:
+        ValueError: the tables differ in shape; ``k`` is empty or not within 1 … N; unknown ``similarity``.
+    """
+    return _accuracies(_hits(source, target, k, similarity), k)
 
 
 def retrieval(
@@ -62,16 +94,18 @@ def retrieval(
     k: Sequence[int] = (1, 5, 10),
     batch_size: int = 64,
     *,
+    similarity: str = "cosine",
     max_length: int | None = None,
     progress: bool = False,
 ) -> dict:
     """Accuracy of finding a sentence's translation among all target sentences, both ways (the paper's SR-B, SR-T).
 
     Sentence i of one side is the translation of sentence i of the other. Pairs with an empty side (or with eBible's
-    ``<range>``) are dropped and counted. Sentence vectors are those of ``encode``, compared by cosine.
+    ``<range>``) are dropped and counted. Sentence vectors are those of ``encode``, compared as in
+    ``retrieval_accuracy``.
 
     Returns:
-        What ``retrieval_accuracy`` returns, with "pairs" (N), "dropped", "layer" and "pooling".
+        What ``retrieval_accuracy`` returns, with "pairs" (N), "dropped", "layer", "pooling" and "similarity".
 
     Raises:
         ValueError: the sides differ in length; ``k`` exceeds the pairs that are left; what ``encode`` raises.
@@ -85,107 +119,66 @@ def retrieval(
         "dropped": dropped,
         "layer": layer,
         "pooling": pooling,
-        **retrieval_accuracy(*vectors, k),
+        "similarity": similarity,
+        **retrieval_accuracy(*vectors, k, similarity),
     }
 
 
-def retrieval_report(
-    model: PreTrainedModel | str | os.PathLike,
+def prepare(
+    model: str | os.PathLike,
     data: str | os.PathLike,
-    out: str | os.PathLike | None = None,
+    source: str,
+    languages: Sequence[str] | None,
+    progress: bool,
     *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    source: str = "eng",
-    languages: Sequence[str] | None = None,
+    k: Sequence[int] = (1, 5, 10),
     layer: int | None = None,
     pooling: str = "mean",
-    k: Sequence[int] = (1, 5, 10),
+    similarity: str = "cosine",
     batch_size: int = 64,
     max_length: int | None = None,
     device: str | torch.device | None = None,
-    progress: bool = True,
-    **selection,
-) -> dict:
-    """Retrieval between ``source`` and every language of a folder, as a dict, and as ``out``.json and ``out``.md.
+    lines: Sequence[int] | np.ndarray | None = None,
+    splits: Sequence[str] = SIB_SPLITS,
+    max_pairs: int | None = None,
+) -> Task:
+    """Retrieval for ``evaluate``, scored at the largest ``k``. Only ``max_pairs`` is drawn by a seed."""
 
-    Args:
-        model: a model, with its ``tokenizer``, or the folder (or hub id) of both.
-        data: a folder in one of the layouts that ``read_pairs`` knows; ``source``, ``languages`` and ``selection``
-            (lines, splits, max_pairs, seed) are passed to it.
-        device: where to run a model given by its folder; default: a GPU if there is one.
+    def draw(seed: int) -> list[Pair]:
+        pairs = read_pairs(data, source, languages, lines, splits, max_pairs, seed)
+        for pair in pairs:
+            if max(k) > len(pair.source):
+                raise ValueError(f"k: {max(k)} exceeds the {len(pair.source)} pairs of {pair.target_language}")
+        return pairs
 
-    Returns:
-        ``{"model", "data", "source", "layer", "pooling", "languages": {language: as from retrieval},
-        "average": {"top1": …}, "seconds", "versions"}``; the average is of the languages' means over both directions.
-    """
-    start = time.perf_counter()
-    pairs = read_pairs(data, source, languages, **selection)
-    for pair in pairs:
-        if max(k) > len(pair.source):
-            raise ValueError(f"k: {max(k)} exceeds the {len(pair.source)} pairs of {pair.target_language}")
-    name = str(getattr(model, "name_or_path", model))
-    if isinstance(model, (str, os.PathLike)):
-        model, tokenizer = _load(model, device)
-    elif tokenizer is None:
-        raise ValueError("tokenizer: a model needs its tokenizer; only a folder brings both")
-    layer = check_layer(model, layer)
+    first = draw(0)
+    loaded, tokenizer = load(model, device=device)
+    layer = check_layer(loaded, layer)
+    known: dict[str, torch.Tensor] = {}
 
     def vectors(sentences: list[str]) -> torch.Tensor:
-        return encode(
-            model, tokenizer, sentences, layer, pooling, batch_size=batch_size, max_length=max_length, progress=progress
-        )
+        options = {"batch_size": batch_size, "max_length": max_length, "progress": progress}
+        return encode(loaded, tokenizer, sentences, layer, pooling, **options)
 
-    # Most source sentences occur with every language: each is encoded once.
-    row = {text: i for i, text in enumerate(dict.fromkeys(text for pair in pairs for text in pair.source))}
-    source_vectors = vectors(list(row))
-    results = {}
-    for pair in pairs:
-        accuracy = retrieval_accuracy(source_vectors[[row[text] for text in pair.source]], vectors(pair.target), k)
-        results[pair.target_language] = {"pairs": len(pair.source), "dropped": pair.dropped, **accuracy}
-    report = {
-        "model": name,
-        "data": str(data),
-        "source": pairs[0].source_language,
-        "layer": layer,
-        "pooling": pooling,
-        "languages": results,
-        "average": {f"top{one}": sum(r["mean"][f"top{one}"] for r in results.values()) / len(results) for one in k},
-        "seconds": round(time.perf_counter() - start, 2),
-        "versions": {"ofa-fast": ofa_fast.__version__, "torch": torch.__version__},
-    }
-    if out is not None:
-        base = Path(out)
-        base = base.with_suffix("") if base.suffix in (".json", ".md") else base
-        for suffix, text in ((".json", json.dumps(report, indent=2)), (".md", markdown(report))):
-            with atomic_file(base.with_name(base.name + suffix)) as file:
-                file.write_text(text + "\n", "utf-8")
-    return report
+    def measure_pair(pair: Pair) -> Measured:
+        source_vectors = torch.stack([known[text] for text in pair.source])
+        hits = _hits(source_vectors, vectors(pair.target), k, similarity)
+        share = hits[..., list(k).index(max(k))].double().mean(0).numpy()
+        numbers = {"dropped": pair.dropped, **_accuracies(hits, k)}
+        return Measured(np.stack([share, np.ones_like(share)], 1), numbers)
 
+    def measure(seed: int) -> tuple[dict[str, Measured], dict]:
+        pairs = draw(seed)
+        # Most source sentences occur with every language: each is encoded once.
+        new = [text for text in dict.fromkeys(text for pair in pairs for text in pair.source) if text not in known]
+        known.update(zip(new, vectors(new), strict=True))
+        return {pair.target_language: measure_pair(pair) for pair in pairs}, {}
 
-def markdown(report: dict) -> str:
-    """The report as a table: one line a language, per k both directions and their mean, in percent."""
-    source, names = report["source"], list(report["average"])
-    head = ["language", "pairs", "dropped"]
-    for name in names:
-        k = name.removeprefix("top")
-        head += [f"top-{k} from {source}", f"top-{k} to {source}", f"top-{k} mean", "chance"]
-    rows = [head, ["---"] + ["---:"] * (len(head) - 1)]
-    for language, result in report["languages"].items():
-        columns = [(result[part][name]) for name in names for part in (*DIRECTIONS, "mean", "chance")]
-        rows.append([language, str(result["pairs"]), str(result["dropped"]), *(f"{100 * c:.1f}" for c in columns)])
-    average = [cell for name in names for cell in ("", "", f"{100 * report['average'][name]:.1f}", "")]
-    rows.append(["average", "", "", *average])
-    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    return (
-        f"# Sentence retrieval\n\n{report['model']} on {report['data']}: layer {report['layer']}, "
-        f"{report['pooling']} pooling, cosine; accuracy in %.\n\n{table}"
+    return Task(
+        metric=f"top{max(k)}",
+        score=ratio,
+        source=first[0].source_language,
+        settings={"layer": layer, "pooling": pooling, "similarity": similarity, "k": list(k)},
+        measure=measure,
+        seeded=max_pairs is not None,
     )
-
-
-def _load(folder: str | os.PathLike, device: str | torch.device | None):
-    from transformers import AutoModel, AutoTokenizer
-
-    if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    model = AutoModel.from_pretrained(folder, dtype=torch.float32).to(device)
-    return model, AutoTokenizer.from_pretrained(folder)

@@ -86,7 +86,7 @@ def test_bad_folders_are_named(bible, tmp_path):
         read_pairs(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="has no 'fra'; it has chr, deu, eng"):
         read_pairs(bible, source="fra")
-    with pytest.raises(FileNotFoundError, match="has no ukr beside eng"):
+    with pytest.raises(FileNotFoundError, match="has no 'ukr'; it has chr, deu"):
         read_pairs(bible, languages=["deu", "ukr"])
     with pytest.raises(IndexError, match="has lines 0 to 4, got 2 to 5"):
         read_pairs(bible, lines=[2, 5])

@@ -7,9 +7,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer
 
-from ofa_fast.evaluation import encode, retrieval, retrieval_accuracy, retrieval_report
+from ofa_fast.evaluation import encode, evaluate, retrieval, retrieval_accuracy
 
 
 def numpy_accuracy(queries, keys, k):
@@ -77,27 +76,44 @@ def folder(model, tokenizer, tmp_path):
     return tmp_path / "model"
 
 
-def test_the_report_is_that_of_each_pair(folder, model, tokenizer, english, tmp_path):
+@pytest.fixture
+def data(english, tmp_path):
     texts = {"eng": english[:30], "upp": [verse.upper() for verse in english[:30]], "xyz": english[60:90]}
     texts["xyz"][3] = ""
     (tmp_path / "data").mkdir()
     for language, text in texts.items():
         (tmp_path / "data" / f"{language}.txt").write_text("\n".join(text) + "\n")
+    return tmp_path / "data", texts
 
-    report = retrieval_report(folder, tmp_path / "data", tmp_path / "report", k=(1, 5), progress=False)
 
-    assert list(report["languages"]) == ["upp", "xyz"]
-    assert report["languages"]["upp"]["mean"] == {"top1": 1.0, "top5": 1.0}
+def test_the_report_is_that_of_each_pair(folder, model, tokenizer, data, tmp_path):
+    data, texts = data
+    report = evaluate(folder, data, "retrieval", k=(1, 5), out=tmp_path / "report", seeds=(0, 1))
+
+    assert (report["metric"], list(report["languages"])) == ("top5", ["upp", "xyz"])
     expected = retrieval(model, tokenizer, texts["eng"], texts["xyz"], k=(1, 5))
-    assert report["languages"]["xyz"] == {key: expected[key] for key in report["languages"]["xyz"]}
-    assert report["languages"]["xyz"]["dropped"] == 1
-    assert report["average"]["top5"] == (1 + expected["mean"]["top5"]) / 2
+    measured = report["languages"]["xyz"]
+    assert {name: measured[name] for name in expected.keys() & measured.keys()} == {
+        name: expected[name] for name in expected.keys() & measured.keys()
+    }
+    assert (measured["score"], measured["items"], measured["dropped"]) == (expected["mean"]["top5"], 29, 1)
+    assert measured["seeds"] == [measured["score"]] * 2
+    low, high = measured["interval"]
+    assert low < measured["score"] < high
+    assert (report["languages"]["upp"]["score"], report["languages"]["upp"]["interval"]) == (1.0, [1.0, 1.0])
+    assert report["average"]["score"] == pytest.approx((1 + measured["score"]) / 2)
     assert json.loads((tmp_path / "report.json").read_text()) == report
-    table = (tmp_path / "report.md").read_text()
-    assert "| upp | 30 | 0 | 100.0 | 100.0 | 100.0 | 3.3 |" in table
-    loaded = AutoTokenizer.from_pretrained(folder)
-    in_memory = retrieval_report(model, tmp_path / "data", tokenizer=loaded, k=(1, 5), progress=False)
-    assert in_memory["languages"] == report["languages"]
+    assert "| upp | other | other | 30 | 100.0 | 100.0 – 100.0 |" in (tmp_path / "report.md").read_text()
+
+
+def test_seeds_draw_their_own_pairs(folder, data):
+    one, other, both = (
+        evaluate(folder, data[0], "retrieval", languages=["xyz"], max_pairs=15, k=(3,), seeds=seeds)["languages"]["xyz"]
+        for seeds in ([1], [2], [1, 2])
+    )
+    assert both["seeds"] == [one["score"], other["score"]]
+    assert one["score"] != other["score"]
+    assert both["items"] == 15
 
 
 def test_a_report_names_the_language_with_too_few_pairs(folder, tmp_path):
@@ -105,4 +121,4 @@ def test_a_report_names_the_language_with_too_few_pairs(folder, tmp_path):
     for language in ("eng", "deu"):
         (tmp_path / "data" / f"{language}.txt").write_text("a\nb\n")
     with pytest.raises(ValueError, match="k: 10 exceeds the 2 pairs of deu"):
-        retrieval_report(folder, tmp_path / "data", progress=False)
+        evaluate(folder, tmp_path / "data", "retrieval")
