@@ -69,9 +69,7 @@ class Size:
 
 
 SMALL = Size(10_000, 80, (20, 40), 40, (20,), 128, ())
-FULL = Size(
-    30_000, 400, (50, 100, 200), 300, (100,), 128, (("wechsel", 100), ("focus", 100), ("ofa", 200))
-)
+FULL = Size(30_000, 400, (50, 100, 200), 300, (100,), 128, (("wechsel", 100), ("focus", 100), ("ofa", 200)))
 SEEDS = (0, 1, 2)
 
 
@@ -80,9 +78,13 @@ def main() -> None:
     parser.add_argument("--small", action="store_true", help="fewer tokens and steps")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data")
     parser.add_argument("--mono", type=Path, help="an English encoder (default: all-MiniLM-L6-v2, downloaded once)")
-    parser.add_argument("--multi", type=Path, help="a multilingual encoder such as multilingual-e5-small (default: none)")
+    parser.add_argument(
+        "--multi", type=Path, help="a multilingual encoder such as multilingual-e5-small (default: none)"
+    )
     parser.add_argument("--parts", default="recipes,mono,multi", help="which comparisons (default: recipes,mono,multi)")
-    parser.add_argument("--extras", action="store_true", help="fine-tune too: SIB-200, POS and NER, where DATA has them")
+    parser.add_argument(
+        "--extras", action="store_true", help="fine-tune too: SIB-200, POS and NER, where DATA has them"
+    )
     parser.add_argument("--processes", type=int, default=2, help="arms at work at once (default: 2)")
     parser.add_argument("--out", type=Path, help="(default: out/study or out/study-small)")
     args = parser.parse_args()
@@ -161,7 +163,9 @@ def tasks_of(data: Path, verses: Path, texts: dict[str, Path], pairs: int) -> li
 def fine_tuned_of(data: Path) -> list[Task]:
     """Learned from English alone, before and after training."""
     kinds = {"sib200": ("classification", "topics"), "pos": ("pos", "POS"), "ner": ("ner", "NER")}
-    return [Task(kind, data / folder, name, False) for folder, (kind, name) in kinds.items() if (data / folder).is_dir()]
+    return [
+        Task(kind, data / folder, name, False) for folder, (kind, name) in kinds.items() if (data / folder).is_dir()
+    ]
 
 
 class Prepared:
@@ -203,7 +207,9 @@ class Prepared:
             vocab_size=self.size.vocabulary, special_tokens=special, unk_token="<unk>", show_progress=False
         )
         # The last verses: the New Testament, which every language has.
-        verses = (verse for path in self.train_files for verse in path.read_text("utf-8").splitlines()[-TEXT_PER_LANGUAGE:])
+        verses = (
+            verse for path in self.train_files for verse in path.read_text("utf-8").splitlines()[-TEXT_PER_LANGUAGE:]
+        )
         tokenizer.train_from_iterator(verses, trainer)
         tokenizer.post_processor = processors.TemplateProcessing(
             single="<s> $A </s>",

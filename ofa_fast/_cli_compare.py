@@ -53,11 +53,24 @@ def register(_commands, subparser) -> None:
     add("--ranks", type=ranks, default=[100], metavar="R,...", help="(default: 100)")
     add("--seeds", type=_seeds, default=[0], metavar="N,...", help="(default: 0)")
     add("--bias", choices=("moved", "frequencies", "zero"), default="moved", help="of the output head (default: moved)")
-    add("--out", type=Path, required=True, metavar="DIR", help="models, evaluations, report.html; resumed where it exists")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="models, evaluations, report.html; resumed where it exists",
+    )
     add("--processes", type=positive, default=1, help="arms at work at once (default: 1)")
     own = parser.add_argument_group("evaluation").add_argument
     for name, when in (("--eval", "before, at --points and after"), ("--eval-ends", "before and after training alone")):
-        own(name, nargs="+", type=_task, default=[], metavar="TASK=DIR", help=f"retrieval, classification, ner or pos, {when}")
+        own(
+            name,
+            nargs="+",
+            type=_task,
+            default=[],
+            metavar="TASK=DIR",
+            help=f"retrieval, classification, ner or pos, {when}",
+        )
     own("--language", default="eng", help="that others are retrieved from or transferred from (default: eng)")
     own("--max-pairs", type=positive, help="of a language in retrieval")
     own("--points", type=numbers, default=(), metavar="STEP,...", help="steps of training after which to evaluate")

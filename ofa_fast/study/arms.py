@@ -84,9 +84,7 @@ class Arm:
         return f"{re.sub(r'[^A-Za-z0-9.=_-]+', '_', self.recipe.name)}-rank-{rank}-seed-{self.seed}"
 
 
-def arms_of(
-    methods: Sequence[str], ranks: Sequence[int | None], seeds: Sequence[int], steps: int
-) -> list[Arm]:
+def arms_of(methods: Sequence[str], ranks: Sequence[int | None], seeds: Sequence[int], steps: int) -> list[Arm]:
     """Every method at every rank with every seed: seed by seed, so that an early stop leaves whole comparisons.
 
     Raises:
@@ -97,9 +95,7 @@ def arms_of(
     if steps < 0:
         raise ValueError(f"steps: expected a number of at least 0, got {steps}")
     recipes = [Recipe.read(method) for method in methods]
-    return check_arms(
-        Arm(recipe, rank, seed, steps) for seed, recipe, rank in itertools.product(seeds, recipes, ranks)
-    )
+    return check_arms(Arm(recipe, rank, seed, steps) for seed, recipe, rank in itertools.product(seeds, recipes, ranks))
 
 
 def check_arms(arms: Iterable[Arm]) -> list[Arm]:
@@ -112,5 +108,7 @@ def check_arms(arms: Iterable[Arm]) -> list[Arm]:
     for arm in arms:
         other = seen.setdefault(arm.folder, arm)
         if other is not arm:
-            raise ValueError(f"arms: {arm.label} with seed {arm.seed} is given twice, with {arm.steps} and {other.steps} steps")
+            raise ValueError(
+                f"arms: {arm.label} with seed {arm.seed} is given twice, with {arm.steps} and {other.steps} steps"
+            )
     return arms

@@ -32,15 +32,20 @@ def collect(comparison: Comparison, arms: Sequence[Arm], title: str) -> dict:
         for task in tasks
         if (comparison.out / "source" / f"{task}-step-0.json").exists()
     }
+    scripts = {
+        code: own["script"]
+        for task in comparison.tasks
+        for code, own in _targets(_read(comparison.evaluation(arms[0], task, 0))).items()
+    }
     labels = list(dict.fromkeys(row["label"] for row in rows))
     summary = [line for label in labels for line in _summary(label, [r for r in rows if r["label"] == label])]
     return {
         "title": title,
-        "about": _about(comparison, arms),
+        "about": _about(comparison, arms) | {"scripts": scripts},
         "source": source,
         "arms": rows,
         "summary": summary,
-        "gains": _gains(rows, tasks),
+        "gains": _gains(rows, tasks, scripts),
         "matched": _matched(summary),
     }
 
@@ -62,7 +67,11 @@ def _about(comparison: Comparison, arms: Sequence[Arm]) -> dict:
         "points": list(comparison.points),
         "seeds": sorted({arm.seed for arm in arms}),
         "tasks": {
-            task.name: {"kind": task.kind, "data": task.data.name, "options": json.loads(json.dumps(task.options, default=str))}
+            task.name: {
+                "kind": task.kind,
+                "data": task.data.name,
+                "options": json.loads(json.dumps(task.options, default=str)),
+            }
             for task in comparison.tasks
         },
         "training": json.loads(json.dumps(comparison.training, default=str)),
@@ -96,12 +105,26 @@ def _arm(comparison: Comparison, arm: Arm) -> dict:
         },
         "training": None
         if trained is None
-        else {name: trained[name] for name in ("seconds", "tokens", "tokens_per_second", "final_loss", "losses", "cost", "threads", "device", "finished")},
-        "points": [_point(comparison, folder, step, trained) for step in steps],
+        else {
+            name: trained[name]
+            for name in (
+                "seconds",
+                "tokens",
+                "tokens_per_second",
+                "final_loss",
+                "losses",
+                "cost",
+                "threads",
+                "device",
+                "finished",
+            )
+        },
+        "points": [_point(comparison, arm, step, trained) for step in steps],
     }
 
 
-def _point(comparison: Comparison, folder: Path, step: int, trained: dict | None) -> dict:
+def _point(comparison: Comparison, arm: Arm, step: int, trained: dict | None) -> dict:
+    folder = comparison.folder(arm)
     point = {"step": step, "seconds": 0.0, "watt_hours": 0.0, "loss": None, "losses": {}, "tasks": {}}
     if trained is not None:
         point["seconds"] = _seconds_at(folder / "trained" / "losses.csv", step)
@@ -111,15 +134,20 @@ def _point(comparison: Comparison, folder: Path, step: int, trained: dict | None
             if evaluation["step"] == step:
                 point |= {"loss": evaluation["loss"], "losses": evaluation["losses"]}
     for task in comparison.tasks:
-        file = folder / "evaluations" / f"{task.name}-step-{step}.json"
+        file = comparison.evaluation(arm, task, step)
         if file.exists():
             result = _read(file)
             point["tasks"][task.name] = {
                 "metric": result["metric"],
                 "score": result["average"]["score"],
-                "languages": {code: own["score"] for code, own in result["languages"].items()},
+                "languages": {code: own["score"] for code, own in _targets(result).items()},
             }
     return point
+
+
+def _targets(result: dict) -> dict[str, dict]:
+    """All languages but the one that they were retrieved from or transferred from."""
+    return {code: own for code, own in result["languages"].items() if code != result["source"]}
 
 
 def _seconds_at(losses: Path, step: int) -> float:
@@ -163,7 +191,7 @@ def _summary(label: str, rows: Sequence[dict]) -> list[dict]:
     return lines
 
 
-def _gains(rows: Sequence[dict], tasks: Sequence[str]) -> list[dict]:
+def _gains(rows: Sequence[dict], tasks: Sequence[str], scripts: dict[str, str]) -> list[dict]:
     """Scores of the first arm's recipe less those of the others at the same rank, seed and step, before and after."""
     first = rows[0]["recipe"]
     found = []
@@ -179,13 +207,16 @@ def _gains(rows: Sequence[dict], tasks: Sequence[str]) -> list[dict]:
             ]
             for task in tasks:
                 for stage in ("before", "after"):
-                    gain = _gain([pair for pair in pairs if stage == "before" or all(r["steps"] for r in pair)], task, stage)
+                    compared = [pair for pair in pairs if stage == "before" or all(row["steps"] for row in pair)]
+                    gain = _gain(compared, task, stage, scripts)
                     if gain:
-                        found.append({"recipe": first, "over": other, "rank": rank, "task": task, "stage": stage} | gain)
+                        found.append(
+                            {"recipe": first, "over": other, "rank": rank, "task": task, "stage": stage} | gain
+                        )
     return found
 
 
-def _gain(pairs: Sequence[tuple[dict, dict]], task: str, stage: str) -> dict | None:
+def _gain(pairs: Sequence[tuple[dict, dict]], task: str, stage: str, scripts: dict[str, str]) -> dict | None:
     end = 0 if stage == "before" else -1
     scores = [[row["points"][end]["tasks"].get(task) for row in pair] for pair in pairs]
     if not scores or any(score is None for pair in scores for score in pair):
@@ -198,6 +229,11 @@ def _gain(pairs: Sequence[tuple[dict, dict]], task: str, stage: str) -> dict | N
         "seeds": len(scores),
         "mean": float(differences.mean()),
         "interval": interval(differences),
+        "scripts": {
+            script: {"mean": float(own.mean()), "interval": interval(own)}
+            for script in dict.fromkeys(scripts[code] for code in languages)
+            for own in [differences[:, [scripts[code] == script for code in languages]]]
+        },
         "languages": {
             code: {"mean": float(own.mean()), "low": float(own.min()), "high": float(own.max())}
             for code, own in zip(languages, differences.T, strict=True)
@@ -215,7 +251,8 @@ def _matched(summary: Sequence[dict]) -> list[dict]:
     found = []
     for measure in dict.fromkeys(line["measure"] for line in summary):
         curves = {
-            label: [line for line in summary if (line["label"], line["measure"]) == (label, measure)] for label in labels
+            label: [line for line in summary if (line["label"], line["measure"]) == (label, measure)]
+            for label in labels
         }
         end = curves[reference][-1] if curves[reference] else None
         if end is None or end["step"] == 0:
@@ -227,7 +264,9 @@ def _matched(summary: Sequence[dict]) -> list[dict]:
             costs = {
                 cost: None
                 if any(line[cost] is None for line in curve)
-                else reached([line["mean"] for line in curve], [line[cost] for line in curve], end["mean"], measure == LOSS)
+                else reached(
+                    [line["mean"] for line in curve], [line[cost] for line in curve], end["mean"], measure == LOSS
+                )
                 for cost in ("step", "seconds", "watt_hours")
             }
             found.append(

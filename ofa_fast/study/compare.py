@@ -99,7 +99,9 @@ def compare(
         _spread(comparison, arms, processes)
     missing = [arm for arm in arms if not comparison.finished(arm)]
     if missing:
-        raise ChildProcessError(f"{len(missing)} arms are not finished, such as {missing[0].folder}; run it again to go on")
+        raise ChildProcessError(
+            f"{len(missing)} arms are not finished, such as {missing[0].folder}; run it again to go on"
+        )
     report = collect(comparison, arms, title or f"{Path(source).name}: initialisations compared")
     report["about"] |= {"processes": processes, "seconds_of_this_call": round(time.perf_counter() - start, 1)}
     with atomic_file(out / "comparison.json") as file:
@@ -137,7 +139,9 @@ def _check(arms, vectors, bias, processes, train_files, points) -> None:
     for arm in arms:
         name = arm.recipe.vectors or next(iter(vectors), None)
         if arm.recipe.needs_vectors and name not in vectors:
-            raise ValueError(f"vectors: {arm.recipe.name} needs {name or 'some'}; given: {', '.join(vectors) or 'none'}")
+            raise ValueError(
+                f"vectors: {arm.recipe.name} needs {name or 'some'}; given: {', '.join(vectors) or 'none'}"
+            )
     for name, path in vectors.items():
         if not Path(path).exists():
             raise FileNotFoundError(f"vectors: {name}: there is no file {path}")
@@ -196,7 +200,6 @@ def _spread(comparison: Comparison, arms: Sequence[Arm], processes: int) -> None
 def _worker(comparison: Comparison, arms: Sequence[Arm], threads: int) -> None:
     torch.set_num_threads(threads)
     work(comparison, arms)
-
 
 
 def _say(what: str) -> None:

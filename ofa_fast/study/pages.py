@@ -76,7 +76,7 @@ def _curves(report: dict) -> list[Html]:
     labels = trained_labels(report)
     if not labels:
         return []
-    drawn = [measure for measure in measures_of(report) if any(len(lines_of(report, l, measure)) > 1 for l in labels)]
+    drawn = [measure for measure in measures_of(report) if any(len(lines_of(report, x, measure)) > 1 for x in labels)]
     found = []
     for measure in drawn:
         own = [cost for cost in COSTS if all(line[cost] is not None for line in report["summary"])]
@@ -102,8 +102,8 @@ def _bars(report: dict) -> list[Html]:
                 own = report["source"][task]["average"]["score"] if stage == "before training" else None
                 series[stage], errors[stage] = [own, *series[stage]], [None, *errors[stage]]
         found.append(
-            bar_chart(task, names, series, metric_of(report, task), errors=errors, horizontal=True, format=".3f", width=560)
+            bar_chart(
+                task, names, series, metric_of(report, task), errors=errors, horizontal=True, format=".3f", width=560
+            )
         )
     return [figures(*found)] if found else []
-
-

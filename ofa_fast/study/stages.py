@@ -131,7 +131,9 @@ class Comparison:
             return None
         name = arm.recipe.vectors or next(iter(self.vectors), None)
         if name not in self.vectors:
-            raise ValueError(f"vectors: {arm.recipe.name} needs {name or 'some'}; given: {', '.join(self.vectors) or 'none'}")
+            raise ValueError(
+                f"vectors: {arm.recipe.name} needs {name or 'some'}; given: {', '.join(self.vectors) or 'none'}"
+            )
         return WordVectors.load(self.vectors[name])
 
     def _set_bias(self, model, bias: str) -> None:

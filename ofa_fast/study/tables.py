@@ -90,7 +90,16 @@ def gains(report: dict) -> Table:
         rank = "full" if gain["rank"] is None else str(gain["rank"])
         verdict = "yes" if low > 0 else "worse" if high < 0 else "not shown"
         rows.append(
-            [gain["over"], rank, gain["task"], gain["stage"], str(gain["seeds"]), f"{gain['mean']:+.3f}", f"{low:+.3f} … {high:+.3f}", verdict]
+            [
+                gain["over"],
+                rank,
+                gain["task"],
+                gain["stage"],
+                str(gain["seeds"]),
+                f"{gain['mean']:+.3f}",
+                f"{low:+.3f} … {high:+.3f}",
+                verdict,
+            ]
         )
     first = report["arms"][0]["recipe"]
     return Table(
@@ -141,7 +150,14 @@ def matched(report: dict) -> Table:
         whole = line["reference_costs"]["seconds"]
         share = None if line["seconds"] is None or not whole else line["seconds"] / whole
         texts = ["never" if line["step"] is None else show(costs[0], 0), show(costs[1], 0), show(costs[2], 2)]
-        rows.append([f"{line['measure']}: {line['label']}", show(line["target"]), *texts, "–" if share is None else f"{share:.0%}"])
+        rows.append(
+            [
+                f"{line['measure']}: {line['label']}",
+                show(line["target"]),
+                *texts,
+                "–" if share is None else f"{share:.0%}",
+            ]
+        )
     reference = report["matched"][0]["reference"] if report["matched"] else ""
     return Table(
         f"What it costs to reach where {reference} ends",

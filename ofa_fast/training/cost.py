@@ -39,7 +39,7 @@ def carbon_intensity(country: str | None) -> float | None:
 
 
 class EnergyMeter:
-    """The energy that this machine, or this process, takes while the block runs: its processors, memory and GPUs, by codecarbon.
+    """The energy of processors, memory and GPUs while the block runs, of this machine or process, by codecarbon.
 
     Nothing in codecarbon can end a run: where it fails or is not installed, the energy is None and ``source`` says why.
     It reads the meters every 15 s in a thread of its own, sends nothing, and writes no file.

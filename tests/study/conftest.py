@@ -55,7 +55,7 @@ def _tokenizer(files: list[Path], size: int) -> PreTrainedTokenizerFast:
 def world(tmp_path_factory) -> dict:
     """Inputs of ``compare``: an English BERT of two layers without a head, three languages, verses held out."""
     root = tmp_path_factory.mktemp("world")
-    train, verses, loss = (
+    train, _, loss = (
         _texts(root / name, lines)
         for name, lines in (("train", slice(0, 150)), ("verses", slice(150, 180)), ("loss", slice(180, 190)))
     )
@@ -85,4 +85,3 @@ def world(tmp_path_factory) -> dict:
         "max_length": 32,
         "progress": False,
     }
-
