@@ -12,11 +12,18 @@ FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 # benchmark-ratio compares the ops with those of this commit.
 BASE ?= origin/main
 
-.PHONY: demo test lint format benchmark benchmark-ratio clean
+# study: SMALL=1 for a quarter of an hour; DATA, MONO and MULTI are folders (examples/study.py says of what).
+STUDY = $(if $(SMALL),--small) $(if $(DATA),--data $(DATA)) $(if $(MONO),--mono $(MONO)) $(if $(MULTI),--multi $(MULTI)) \
+	$(if $(EXTRAS),--extras)
+
+.PHONY: demo study test lint format benchmark benchmark-ratio clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
+
+study: $(VENV)/.installed
+	$(BIN)/python examples/study.py $(STUDY)
 
 test: lint
 	$(BIN)/pytest

@@ -23,7 +23,14 @@ class Table:
 
 def tables(report: dict) -> list[Table]:
     """All that have a row."""
-    made = [scores(report), gains(report), by_language(report), curves(report), matched(report), initialised(report)]
+    made = [
+        scores(report),
+        gains(report),
+        by_language(report),
+        steps_while_training(report),
+        matched(report),
+        initialised(report),
+    ]
     return [table for table in made if table.rows]
 
 
@@ -132,7 +139,7 @@ def by_language(report: dict) -> Table:
     )
 
 
-def curves(report: dict) -> Table:
+def steps_while_training(report: dict) -> Table:
     rows = []
     steps = sorted({line["step"] for line in report["summary"]})
     for measure in measures_of(report):
