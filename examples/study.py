@@ -81,7 +81,11 @@ def main() -> None:
     parser.add_argument(
         "--multi", type=Path, help="a multilingual encoder such as multilingual-e5-small (default: none)"
     )
-    parser.add_argument("--parts", default="recipes,mono,multi", help="which comparisons (default: recipes,mono,multi)")
+    parser.add_argument(
+        "--parts",
+        default="recipes,mono,multi",
+        help="which comparisons, '' to prepare alone (default: recipes,mono,multi)",
+    )
     parser.add_argument(
         "--extras", action="store_true", help="fine-tune too: SIB-200, POS and NER, where DATA has them"
     )
@@ -93,6 +97,9 @@ def main() -> None:
     size = SMALL if args.small else FULL
     out = args.out or Path("out") / ("study-small" if args.small else "study")
     texts = {path.stem: path for path in sorted((args.data / "bible").glob("*.txt"))}
+    parts = [part for part in args.parts.split(",") if part]
+    if not set(parts) <= {"recipes", "mono", "multi"}:
+        parser.error(f"--parts: expected some of recipes,mono,multi, got {args.parts}")
     if "eng" not in texts:
         parser.error(f"{args.data / 'bible'} has no eng.txt")
 
@@ -114,7 +121,7 @@ def main() -> None:
     study = json.loads((out / "study.json").read_text("utf-8")) if (out / "study.json").exists() else {}
     study["command"] = command(args)
     study["languages"] = {language: len(path.read_text("utf-8").split()) for language, path in texts.items()}
-    for part in args.parts.split(","):
+    for part in parts:
         if part == "multi" and args.multi is None:
             continue
         say(f"comparison: {part}")

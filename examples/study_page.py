@@ -49,7 +49,7 @@ NAMES = {
 INTRODUCTION = """\
 <!-- Written by examples/study_page.py from study.json: edit that, not this. -->
 Models get the vocabulary of other languages by OFA and by its rivals, are trained on, and are measured before, while
-and after. `ofa-fast compare` does the same on your own data ([how](evaluation.md))."""
+and after. `ofa-fast compare` does the same on your own data ([how](compare.md))."""
 SETUP = """\
 James and 1 Peter are held out for retrieval and Titus for the loss: neither word vectors nor tokenizer nor training
 sees them. Scores are accuracies of finding the translation of an English sentence and the other way round; the loss

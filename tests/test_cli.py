@@ -45,6 +45,7 @@ COMMANDS = [
     "init",
     "train",
     "evaluate",
+    "compare",
     "export",
     "info",
 ]

@@ -290,3 +290,25 @@ def test_importing_the_package_is_cheap():
     program = "import sys, ofa_fast.training, ofa_fast.evaluation; print(*sys.modules)"
     loaded = subprocess.check_output([sys.executable, "-c", program], text=True).split()
     assert not {"datasets", "matplotlib", "transformers", "accelerate"} & set(loaded)
+
+
+def test_milestones_are_measured_and_leave_the_curve_as_it_is(
+    uninterrupted, factorized_dir, texts, held_out, tmp_path, killed
+):
+    seen = []
+
+    def look(step, checkpoint):
+        assert AutoModelForMaskedLM.from_pretrained(checkpoint).config.rank == 8
+        torch.manual_seed(1)  # whatever it draws is its own business
+        seen.append(step)
+
+    options = {"eval_files": held_out, "milestones": (2, 7), "at_milestone": look, "energy_of": "process"} | OPTIONS
+    with killed(at=7):
+        train(factorized_dir, texts, tmp_path / "out", **options)
+    assert seen == [2]
+    report = train(factorized_dir, texts, tmp_path / "out", resume=True, **options)
+    assert seen == [2, 7]
+    assert [evaluation["step"] for evaluation in report["evaluations"]] == [0, 2, 7, 12]
+    assert curve(tmp_path / "out") == curve(uninterrupted)
+    with pytest.raises(ValueError, match="energy_of: expected one of machine, process"):
+        train(factorized_dir, texts, tmp_path / "other", energy_of="city")
