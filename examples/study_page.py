@@ -284,7 +284,8 @@ def of_recipes(report: dict) -> Iterator[str]:
         ]
         for sign in (1, -1)
     )
-    yield f"Better than OFA as it is, by the interval: {', '.join(better) or 'none'}. Worse: {', '.join(worse) or 'none'}."
+    better, worse = (", ".join(found) or "none" for found in (better, worse))
+    yield f"Better than OFA as it is, by the interval: {better}. Worse: {worse}."
     share = counts["random"] / counts["rows"]
     yield NOT_TRIED.format(random=counts["random"], rows=counts["rows"], share=share)
 

@@ -97,11 +97,6 @@ def compare(
         work(comparison, arms)
     else:
         _spread(comparison, arms, processes)
-    missing = [arm for arm in arms if not comparison.finished(arm)]
-    if missing:
-        raise ChildProcessError(
-            f"{len(missing)} arms are not finished, such as {missing[0].folder}; run it again to go on"
-        )
     report = collect(comparison, arms, title or f"{Path(source).name}: initialisations compared")
     report["about"] |= {"processes": processes, "seconds_of_this_call": round(time.perf_counter() - start, 1)}
     with atomic_file(out / "comparison.json") as file:
@@ -111,18 +106,18 @@ def compare(
 
 
 def work(comparison: Comparison, arms: Sequence[Arm]) -> None:
-    """Finish every arm that no other process is at work on."""
-    comparison.measure_source()
-    for number, arm in enumerate(arms, 1):
-        if comparison.finished(arm):
-            continue
-        with locked(comparison.folder(arm) / ".lock", wait=False) as mine:
-            if not mine or comparison.finished(arm):
+    """Finish every arm that no other process is at work on; then wait for these, and finish what a dead one left."""
+    for wait in (False, True):
+        comparison.measure_source(wait)
+        for number, arm in enumerate(arms, 1):
+            if comparison.finished(arm):
                 continue
-            comparison.say(f"[{number}/{len(arms)}] {arm.folder}")
-            same = [other for other in arms if (other.recipe, other.seed) == (arm.recipe, arm.seed)]
-            comparison.initialise(same)
-            comparison.run(arm)
+            with locked(comparison.folder(arm) / ".lock", wait) as mine:
+                if not mine or comparison.finished(arm):
+                    continue
+                comparison.say(f"[{number}/{len(arms)}] {arm.folder}")
+                comparison.initialise([other for other in arms if (other.recipe, other.seed) == (arm.recipe, arm.seed)])
+                comparison.run(arm)
 
 
 def _check(arms, vectors, bias, processes, train_files, points) -> None:

@@ -190,9 +190,9 @@ class Comparison:
         trained = not arm.steps or (self.folder(arm) / "trained").exists()
         return trained and all(self.evaluation(arm, task, step).exists() for task in self.tasks for step in ends)
 
-    def measure_source(self) -> None:
+    def measure_source(self, wait: bool) -> None:
         """The source model as it is, with its own tokenizer, on every task."""
-        with locked(self.out / "source" / ".lock", wait=False) as mine:
+        with locked(self.out / "source" / ".lock", wait) as mine:
             for task in self.tasks if mine else ():
                 measure(task, self.source, self.out / "source" / f"{task.name}-step-0.json", self.language, 0)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,7 @@ import pytest
 
 from ofa_fast.evaluation import evaluate
 from ofa_fast.study import Arm, Recipe, Task, arms_of, compare
-from ofa_fast.study.stages import Comparison
+from ofa_fast.study.stages import Comparison, locked
 from ofa_fast.study.statistics import interval, reached
 from ofa_fast.study.tables import matched, show
 from ofa_fast.training.checkpoints import Checkpoints
@@ -223,6 +225,16 @@ def test_two_processes_share_the_arms(world, out, tmp_path):
     compare(arms=ARMS[-2:], out=tmp_path / "out", processes=2, **world)
     whole = _evaluations(out)
     assert _evaluations(tmp_path / "out") == {name: whole[name] for name in _evaluations(tmp_path / "out")}
+
+
+def test_an_arm_that_another_process_left_unfinished_is_taken_over(world, tmp_path):
+    arm = ARMS[-1]
+    with ExitStack() as other:
+        assert other.enter_context(locked(tmp_path / "out" / arm.folder / ".lock", wait=False))
+        timer = threading.Timer(1.0, other.close)
+        timer.start()
+        report = compare(arms=[arm], out=tmp_path / "out", **world)
+        assert timer.finished.is_set() and report["arms"][0]["label"] == arm.label
 
 
 def test_an_interval_holds_the_mean_and_knows_certainty():
