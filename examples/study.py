@@ -46,7 +46,7 @@ SPECIAL = {
     "mask_token": "<mask>",
 }
 TEXT_PER_LANGUAGE = 8_000  # verses that the tokenizer is trained on
-TRAINING = {"batch_size": 8, "max_length": 64, "learning_rate": 1e-4, "temperature": 2.0, "save_steps": 100}
+TRAINING = {"batch_size": 8, "max_length": 64, "temperature": 2.0, "save_steps": 100}
 # Each alone changes one thing about OFA; the first is the recipe as it is.
 RECIPES = (
     "ofa",
@@ -65,11 +65,23 @@ class Size:
     multi_steps: int
     multi_points: tuple[int, ...]
     pairs: int
-    extra: tuple[tuple[str, int | None], ...]  # trained with the first seed alone
+    baselines: tuple[str, ...]  # at rank 100 with every seed, beside OFA and random rows at rank 100 and full rank
+    extra: tuple[tuple[str, int | None], ...]  # with the first seed alone
+    training: dict
 
 
-SMALL = Size(10_000, 80, (20, 40), 40, (20,), 128, ())
-FULL = Size(30_000, 400, (50, 100, 200), 300, (100,), 128, (("wechsel", 100), ("focus", 100), ("ofa", 200)))
+SMALL = Size(10_000, 80, (20, 40), 40, (20,), 128, (), (), {"learning_rate": 1e-4})
+FULL = Size(
+    30_000,
+    400,
+    (50, 100, 200),
+    300,
+    (100,),
+    128,
+    ("mean", "gaussian", "wechsel"),
+    (("focus", 100), ("ofa", 200)),
+    {"learning_rate": 5e-5, "warmup_steps": 40},
+)
 SEEDS = (0, 1, 2)
 
 
@@ -133,8 +145,8 @@ def main() -> None:
             seeds, steps, points = (
                 (SEEDS, size.steps, size.points) if part == "mono" else (SEEDS[:1], size.multi_steps, size.multi_points)
             )
-            arms = arms_of_source(seeds, steps, size.extra if part == "mono" else (), baselines=part == "mono")
-            options = {"tasks": [*tasks, *fine_tuned], "points": points, **common, **TRAINING}
+            arms = arms_of_source(seeds, steps, *((size.baselines, size.extra) if part == "mono" else ((), ())))
+            options = {"tasks": [*tasks, *fine_tuned], "points": points, **common, **TRAINING, **size.training}
         study[part] = compare(source=source, arms=arms, out=out / part, title=f"The study: {part}", **options)
         with atomic_file(out / "study.json") as file:
             file.write_text(json.dumps(without_curves(study), ensure_ascii=False) + "\n", "utf-8")
@@ -142,12 +154,12 @@ def main() -> None:
     say(f"done: {out}/study.md, and a report.html for each comparison")
 
 
-def arms_of_source(seeds, steps, extra, baselines: bool) -> list[Arm]:
+def arms_of_source(seeds, steps, baselines, extra) -> list[Arm]:
     """Seed by seed; OFA and random rows at both ranks first."""
     found = []
     for seed in seeds:
         wanted = [("ofa", 100), ("random", 100), ("ofa", None), ("random", None)]
-        wanted += [("mean", 100), ("gaussian", 100)] if baselines else []
+        wanted += [(method, 100) for method in baselines]
         found += [Arm(Recipe.read(method), rank, seed, steps) for method, rank in wanted]
     return found + [Arm(Recipe.read(method), rank, seeds[0], steps) for method, rank in extra]
 
