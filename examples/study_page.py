@@ -85,6 +85,7 @@ def plots(report: dict, part: str) -> Iterator[tuple[str, str]]:
     for measure in measures_of(report):
         if any(len(lines_of(report, label, measure)) > 2 for label in trained_labels(report)):
             svg = re.search(r"<svg.*</svg>", curve(report, measure, "step"), re.DOTALL)[0]
+            svg = svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)  # on a page the page's own
             yield f"study-{part}-{measure.replace(' ', '-')}.svg", svg + "\n"
 
 
@@ -114,7 +115,7 @@ def of_source(report: dict, part: str) -> Iterator[str]:
         yield f"{table.note}\n\n{table.markdown()}"
     for stage in ("before", "after"):
         yield f"### Does OFA beat the others {stage} training?"
-        yield verdicts(report, stage)
+        yield "\n".join([verdicts(report, stage), *of_losses(report, stage)])
         yield of_gains(report, stage).markdown()
     yield "### Where"
     yield f"What OFA gains over random rows, by script and language (mean of the seeds).\n\n{where(report).markdown()}"
@@ -148,6 +149,29 @@ def verdicts(report: dict, stage: str) -> str:
         text += f"; it gains from {low['mean']:+.3f} ({low['task']}, {rank_name(low['rank'])})"
         lines.append(f"- {text} to {high['mean']:+.3f} ({high['task']}, {rank_name(high['rank'])}).")
     return "\n".join(lines) or "No other arm was measured."
+
+
+def of_losses(report: dict, stage: str) -> Iterator[str]:
+    """By how much OFA's held-out loss is lower, paired by rank and seed."""
+    end = 0 if stage == "before" else -1
+    losses = {
+        (arm["recipe"], arm["rank"], arm["seed"]): arm["points"][end]["loss"] for arm in report["arms"] if arm["steps"]
+    }
+    for over in dict.fromkeys(recipe for recipe, _, _ in losses if recipe != "ofa"):
+        for rank in dict.fromkeys(rank for recipe, rank, _ in losses if recipe == over):
+            pairs = [
+                (losses["ofa", rank, seed], loss)
+                for (recipe, own, seed), loss in losses.items()
+                if (recipe, own) == (over, rank) and ("ofa", rank, seed) in losses
+            ]
+            gains = [theirs - ours for ours, theirs in pairs if ours is not None and theirs is not None]
+            if gains:
+                mean, seeds = sum(gains) / len(gains), "seed" if len(gains) == 1 else "seeds"
+                word = "lower" if mean > 0 else "higher"
+                yield (
+                    f"- **{over}**, {rank_name(rank)}: OFA's {LOSS} is {abs(mean):.3f} nats {word} "
+                    f"({len(gains)} {seeds}: {', '.join(f'{gain:+.3f}' for gain in gains)})."
+                )
 
 
 def of_gains(report: dict, stage: str) -> Table:
@@ -237,7 +261,9 @@ def matching(report: dict) -> str:
             continue
         end = line["reference_costs"]
         what = f"{line['label']}, {line['measure']}"
-        if line["step"] is None:
+        if line["step"] == 0:
+            sentences.append(f"- {what}: matched before training already.")
+        elif line["step"] is None:
             sentences.append(
                 f"- {what}: not reached ({show(line['target'])} after {end['step']} steps of random rows)."
             )
@@ -280,7 +306,7 @@ def of_recipes(report: dict) -> Iterator[str]:
         [
             f"{over} ({task}, {-gain['mean']:+.3f})"
             for (over, task), gain in gains.items()
-            if over.startswith("ofa") and (gain["interval"][1] < 0 if sign > 0 else gain["interval"][0] > 0)
+            if (gain["interval"][1] < 0 if sign > 0 else gain["interval"][0] > 0)
         ]
         for sign in (1, -1)
     )
