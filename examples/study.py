@@ -83,6 +83,9 @@ FULL = Size(
     {"learning_rate": 5e-5, "warmup_steps": 40},
 )
 SEEDS = (0, 1, 2)
+FINE_TUNED = (("ofa", 100), ("random", 100), ("wechsel", 100))  # with the first seed
+FINE_TUNING = {"epochs": 3, "max_train": 500, "learning_rate": 5e-5, "patience": None}
+ISO = {"zho": "cmn"}
 
 
 def main() -> None:
@@ -99,7 +102,7 @@ def main() -> None:
         help="which comparisons, '' to prepare alone (default: recipes,mono,multi)",
     )
     parser.add_argument(
-        "--extras", action="store_true", help="fine-tune too: SIB-200, POS and NER, where DATA has them"
+        "--extras", action="store_true", help="fine-tune some arms of mono: topics, POS and NER, where DATA has them"
     )
     parser.add_argument("--processes", type=int, default=2, help="arms at work at once (default: 2)")
     parser.add_argument("--out", type=Path, help="(default: out/study or out/study-small)")
@@ -128,7 +131,6 @@ def main() -> None:
         "processes": args.processes,
     }
     tasks = tasks_of(args.data, prepared.verses, texts, size.pairs)
-    fine_tuned = fine_tuned_of(args.data) if args.extras else []
     mono = args.mono or get_minilm()
     study = json.loads((out / "study.json").read_text("utf-8")) if (out / "study.json").exists() else {}
     study["command"] = command(args)
@@ -146,8 +148,13 @@ def main() -> None:
                 (SEEDS, size.steps, size.points) if part == "mono" else (SEEDS[:1], size.multi_steps, size.multi_points)
             )
             arms = arms_of_source(seeds, steps, *((size.baselines, size.extra) if part == "mono" else ((), ())))
-            options = {"tasks": [*tasks, *fine_tuned], "points": points, **common, **TRAINING, **size.training}
+            options = {"tasks": tasks, "points": points, **common, **TRAINING, **size.training}
         study[part] = compare(source=source, arms=arms, out=out / part, title=f"The study: {part}", **options)
+        if part == "mono" and args.extras:
+            chosen = [arm for arm in arms if (arm.recipe.name, arm.rank) in FINE_TUNED and arm.seed == SEEDS[0]]
+            more = options | {"tasks": fine_tuned_of(args.data, texts)}
+            study["fine-tuned"] = compare(source=source, arms=chosen, out=out / part, title="Fine-tuned", **more)
+            compare(source=source, arms=arms, out=out / part, title=f"The study: {part}", **options)  # its own pages
         with atomic_file(out / "study.json") as file:
             file.write_text(json.dumps(without_curves(study), ensure_ascii=False) + "\n", "utf-8")
     write_page(out / "study.json", out)
@@ -168,10 +175,9 @@ def tasks_of(data: Path, verses: Path, texts: dict[str, Path], pairs: int) -> li
     """Retrieval from English into the languages of the Bibles: verses at every point, other texts at the ends."""
     options = {"max_pairs": pairs, "k": (1, 5, 10), "layer": -1}
     found = [Task("retrieval", verses, "verses", options=options)]
-    iso = {"zho": "cmn"}
     if (data / "sib200").is_dir():
         names = [p.name for p in (data / "sib200").iterdir() if p.is_dir() and p.name != "eng_Latn"]
-        names = sorted(name for name in names if iso.get(name[:3], name[:3]) in texts)
+        names = sorted(name for name in names if ISO.get(name[:3], name[:3]) in texts)
         found.append(Task("retrieval", data / "sib200", "SIB-200", False, {**options, "languages": names}))
     if (data / "tatoeba").is_dir():
         names = {p.name.rsplit(".", 1)[1] for p in (data / "tatoeba").iterdir()} & set(texts) - {"eng"}
@@ -179,12 +185,17 @@ def tasks_of(data: Path, verses: Path, texts: dict[str, Path], pairs: int) -> li
     return found
 
 
-def fine_tuned_of(data: Path) -> list[Task]:
-    """Learned from English alone, before and after training."""
+def fine_tuned_of(data: Path, texts: dict[str, Path]) -> list[Task]:
+    """Learned from English alone, tested in the languages of the Bibles."""
     kinds = {"sib200": ("classification", "topics"), "pos": ("pos", "POS"), "ner": ("ner", "NER")}
-    return [
-        Task(kind, data / folder, name, False) for folder, (kind, name) in kinds.items() if (data / folder).is_dir()
-    ]
+    found = []
+    for folder, (kind, name) in kinds.items():
+        if (data / folder).is_dir():
+            names = sorted(
+                p.name for p in (data / folder).iterdir() if p.is_dir() and ISO.get(p.name[:3], p.name[:3]) in texts
+            )
+            found.append(Task(kind, data / folder, name, False, {"languages": names, **FINE_TUNING}))
+    return found
 
 
 class Prepared:

@@ -100,6 +100,11 @@ def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
     yield SETUP
     for part in parts:
         yield from of_source(study[part], part)
+    if "fine-tuned" in study:
+        yield "## Fine-tuned on English, tested elsewhere"
+        yield f"{scores(study['fine-tuned']).note}\n\n{scores(study['fine-tuned']).markdown()}"
+        for stage in ("before", "after"):
+            yield f"What OFA gains {stage} training:\n\n{of_gains(study['fine-tuned'], stage).markdown()}"
     if "recipes" in study:
         yield from of_recipes(study["recipes"])
     yield "## What it was measured with"
