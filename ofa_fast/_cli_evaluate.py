@@ -55,6 +55,7 @@ def register(_commands, subparser) -> None:
     add("--learning-rate", type=float, help="(default: 1e-5 for classification, else 2e-5)")
     add("--patience", type=positive, help="stop after so many epochs without a better dev score")
     add("--max-train", type=positive, help="at most so many training items, drawn by the seed")
+    add("--max-dev", type=positive, help="choose the epoch on the first so many items of dev")
     add("--freeze-table", action="store_true", help="leave the vocabulary table as it is")
     add("--precision", choices=("float32", "bfloat16"), help="of the computation (default: float32)")
     add("--bible", type=Path, metavar="DIR", help="texts of Taxi1500's verses (default: beside --data)")

@@ -54,13 +54,13 @@ def prepare(
             return tokenizer(texts.texts, truncation=True, max_length=length, verbose=False).input_ids
 
         def predicted(ids: list[list[int]]) -> np.ndarray:
-            return np.array(predict(network, ids, 4 * recipe.batch_size, recipe.precision), dtype=np.int64)
+            return np.array(predict(network, ids, recipe.precision), dtype=np.int64)
 
         def dev_score() -> float:
             return metrics.f1_score(dev_gold, predicted(dev_ids), average="macro")
 
         if corpus.dev is not None:
-            dev_ids, dev_gold = encoded(corpus.dev), gold(corpus.dev)
+            dev_ids, dev_gold = encoded(corpus.dev)[: recipe.max_dev], gold(corpus.dev)[: recipe.max_dev]
         train = [Example(*pair) for pair in zip(encoded(corpus.train), gold(corpus.train).tolist(), strict=True)]
         tuning = finetune(network, train, recipe, seed, dev_score if corpus.dev else None, progress)
         measured = {}

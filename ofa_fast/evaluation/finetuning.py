@@ -17,6 +17,7 @@ from ofa_fast._text import max_positions
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+BATCH = 32  # of predictions
 IGNORED = -100  # what cross entropy takes for no label
 DEFAULT_LENGTH = 256
 _BUCKET = 50  # batches that are sorted by length together
@@ -30,6 +31,7 @@ class Recipe:
     Attributes:
         patience: epochs without a better score on dev after which training ends; None: never.
         max_train: at most so many training items, drawn by the seed.
+        max_dev: the epoch is chosen on the first so many items of dev.
         freeze_table: whether the vocabulary table (with its factors) stays as it is.
         precision: of the computation, "float32" or "bfloat16" (autocast); weights and AdamW stay in float32.
     """
@@ -39,6 +41,7 @@ class Recipe:
     batch_size: int
     patience: int | None = None
     max_train: int | None = None
+    max_dev: int | None = None
     freeze_table: bool = False
     precision: str = "float32"
 
@@ -90,7 +93,8 @@ def finetune(
     Without ``dev_score`` the last epoch stays. The same seed gives the same weights on the same machine.
 
     Returns:
-        "train_items", "epoch" (from 1, the one that stayed), "dev" (its score) and "loss" (the mean of each epoch).
+        "train_items", "epoch" (from 1, the one that stayed), "dev" (its score), and of each epoch "dev_scores" and
+        "loss" (its mean).
 
     Peak extra memory: gradients and AdamW's two moments, activations of a batch, and a copy of the trained weights.
     """
@@ -104,7 +108,7 @@ def finetune(
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=0.0)
     total = recipe.epochs * -(-len(train) // recipe.batch_size)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(0.0, 1 - step / total))
-    losses, best, kept = [], (0, float("-inf")), None
+    losses, scores, best, kept = [], [], (0, float("-inf")), None
     with (
         torch.random.fork_rng(devices=_devices(model)),
         tqdm(total=total, desc=f"fine-tuning, seed {seed}", unit="step", disable=not progress) as bar,
@@ -128,6 +132,7 @@ def finetune(
                 best = epoch, None
                 continue
             score = dev_score()
+            scores.append(score)
             bar.set_postfix(dev=f"{score:.3f}")
             if score > best[1]:
                 best, kept = (epoch, score), [copy.deepcopy(p.detach()) for p in parameters]
@@ -137,12 +142,12 @@ def finetune(
         with torch.no_grad():
             for parameter, value in zip(parameters, kept, strict=True):
                 parameter.copy_(value)
-    return {"train_items": len(train), "epoch": best[0], "dev": best[1], "loss": losses}
+    return {"train_items": len(train), "epoch": best[0], "dev": best[1], "dev_scores": scores, "loss": losses}
 
 
 @torch.no_grad()
 def predict(
-    model: PreTrainedModel, inputs: Sequence[list[int]], batch_size: int, precision: str = "float32"
+    model: PreTrainedModel, inputs: Sequence[list[int]], precision: str = "float32", batch_size: int = BATCH
 ) -> list[np.ndarray]:
     """The likeliest class of each input, or of each of its tokens; inputs are batched by length, the longest first."""
     model.eval()

@@ -126,9 +126,9 @@ def _read_table(path: Path, language: str) -> Texts:
     for row in rows:
         if not row:
             continue
-        if len(row) <= max(text, label):
+        if len(row) <= label:
             raise ValueError(f"data: {path}, line {rows.line_num}: {len(row)} columns, expected {max(text, label) + 1}")
-        pairs.append((row[text].strip(), row[label].strip()))
+        pairs.append((row[text].strip() if text < len(row) else "", row[label].strip()))
     return _kept(pairs)
 
 

@@ -49,12 +49,16 @@ def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:
 
 @contextmanager
 def _quiet(transformers):
-    """Without the warning that a head starts at random: that is what is wanted."""
+    """Without a bar and without the warning that a head starts at random, which is what is wanted."""
     verbosity = transformers.logging.get_verbosity()
+    bars = transformers.utils.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             yield
     finally:
         transformers.logging.set_verbosity(verbosity)
+        if bars:
+            transformers.logging.enable_progress_bar()

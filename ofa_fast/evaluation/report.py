@@ -1,4 +1,4 @@
-"""A report of ``evaluate`` as JSON, Markdown and LaTeX."""
+"""A report of ``evaluate`` in words: as Markdown and LaTeX, and all its files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TITLES = {
     "ner": "Named entity recognition",
     "pos": "Part-of-speech tagging",
 }
-METRICS = {"macro_f1": "macro-F1", "f1": "F1", "accuracy": "accuracy"}
+METRICS = {"macro_f1": "macro-F1", "micro_f1": "micro-F1", "f1": "F1", "seqeval_f1": "seqeval F1"}
 SUFFIXES = (".json", ".md", ".tex", ".html")
 GROUPS = {"scripts": "script", "families": "family"}
 # Numbers of a language that have a column of their own, beside the score.
@@ -23,11 +23,11 @@ _COUNTS = ("words", "entities", "dropped", "empty", "cut")
 
 
 def metric_name(metric: str) -> str:
-    return METRICS.get(metric, metric.replace("top", "top-") + " accuracy")
+    return METRICS.get(metric, metric.replace("top", "top-") + " accuracy" if "top" in metric else metric)
 
 
 def column_name(name: str) -> str:
-    return METRICS.get(name, name.replace("_", "-").replace("top", "top-"))
+    return METRICS.get(name, name.replace("top", "top-"))
 
 
 def describe(report: dict) -> str:
@@ -154,11 +154,10 @@ def latex(report: dict) -> str:
     return "% needs \\usepackage{booktabs}\n" + "\n\n".join(tables) + "\n"
 
 
-def write(report: dict, out: Path) -> None:
-    """``out``.json, .md and .tex; a suffix that ``out`` has already is taken away."""
+def write(report: dict, page: str, out: Path) -> None:
+    """``out``.json, .md, .tex, and ``page`` as .html; a suffix that ``out`` has already is taken away."""
     base = out.with_suffix("") if out.suffix in SUFFIXES else out
-    texts = {".json": json.dumps(report, indent=2, ensure_ascii=False) + "\n", ".md": markdown(report)}
-    texts[".tex"] = latex(report)
-    for suffix, text in texts.items():
+    text = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
+    for suffix, content in zip(SUFFIXES, (text, markdown(report), latex(report), page), strict=True):
         with atomic_file(base.with_name(base.name + suffix)) as file:
-            file.write_text(text, "utf-8")
+            file.write_text(content, "utf-8")

@@ -16,6 +16,7 @@ from ofa_fast.evaluation.classification import prepare as classification
 from ofa_fast.evaluation.finetuning import Recipe
 from ofa_fast.evaluation.languages import script_and_family
 from ofa_fast.evaluation.report import write
+from ofa_fast.evaluation.report_page import html
 from ofa_fast.evaluation.retrieval import prepare as retrieval
 from ofa_fast.evaluation.seeds import Finished
 from ofa_fast.evaluation.statistics import RESAMPLES, average, summarize
@@ -99,7 +100,7 @@ def evaluate(
         "versions": _versions(),
     }
     if out is not None:
-        write(report, Path(out))
+        write(report, html(report), Path(out))
         finished.clear()
     return report
 

@@ -111,7 +111,7 @@ def prepare(
         tokenize = WordTokenizer(tokenizer, input_length(network, max_length))
 
         def tag(tokens: list[Words]) -> list[list[str | None]]:
-            guessed = predict(network, [one.ids for one in tokens], 4 * recipe.batch_size, recipe.precision)
+            guessed = predict(network, [one.ids for one in tokens], recipe.precision)
             return [
                 [classes[row[i]] if i >= 0 else kind.missing for i in one.first]
                 for one, row in zip(tokens, guessed, strict=True)
@@ -122,10 +122,11 @@ def prepare(
             return kind.counts(gold, predicted), gold, predicted
 
         def dev_score() -> float:
-            return float(kind.score(score(corpus.dev, dev_tokens)[0].sum(0)))
+            return float(kind.score(score(dev, dev_tokens)[0].sum(0)))
 
         if corpus.dev is not None:
-            dev_tokens = tokenize(corpus.dev.words)
+            dev = Tagged(corpus.dev.words[: recipe.max_dev], corpus.dev.tags[: recipe.max_dev])
+            dev_tokens = tokenize(dev.words)
         train_tokens = tokenize(corpus.train.words)
         train = [_example(*pair, number) for pair in zip(train_tokens, corpus.train.tags, strict=True)]
         train = [one for one in train if any(label != IGNORED for label in one.labels)]
