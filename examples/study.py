@@ -84,7 +84,7 @@ FULL = Size(
 )
 SEEDS = (0, 1, 2)
 FINE_TUNED = (("ofa", 100), ("random", 100), ("wechsel", 100))  # with the first seed
-FINE_TUNING = {"epochs": 3, "max_train": 500, "learning_rate": 5e-5, "patience": None}
+FINE_TUNING = {"epochs": 3, "max_train": 500, "max_dev": 100, "learning_rate": 5e-5, "patience": None}
 ISO = {"zho": "cmn"}
 
 
