@@ -73,14 +73,14 @@ class Size:
 SMALL = Size(10_000, 80, (20, 40), 40, (20,), 128, (), (), {"learning_rate": 1e-4})
 FULL = Size(
     30_000,
-    400,
-    (50, 100, 200),
     300,
-    (100,),
-    128,
-    ("mean", "gaussian", "wechsel"),
-    (("focus", 100), ("ofa", 200)),
-    {"learning_rate": 5e-5, "warmup_steps": 40},
+    (50, 150),
+    200,
+    (50,),
+    64,
+    ("mean", "gaussian"),
+    (("wechsel", 100), ("focus", 100), ("ofa", 200)),
+    {"learning_rate": 5e-5, "warmup_steps": 30},
 )
 SEEDS = (0, 1, 2)
 FINE_TUNED = (("ofa", 100), ("random", 100), ("wechsel", 100))  # with the first seed
