@@ -178,7 +178,7 @@ class Comparison:
 
     def _measure_checkpoint(self, arm: Arm, step: int, checkpoint: Path, tasks: Sequence[Task]) -> None:
         """A checkpoint comes without the tokenizer that an evaluation wants beside the model."""
-        with tempfile.TemporaryDirectory(dir=self.folder(arm)) as name:
+        with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             for file in ("config.json", "model.safetensors"):
                 (folder / file).symlink_to((checkpoint / file).resolve())
