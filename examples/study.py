@@ -105,6 +105,7 @@ def main() -> None:
         "--extras", action="store_true", help="fine-tune some arms of mono: topics, POS and NER, where DATA has them"
     )
     parser.add_argument("--processes", type=int, default=2, help="arms at work at once (default: 2)")
+    parser.add_argument("--note", help="what else a reader of the page should know, such as other load on the machine")
     parser.add_argument("--out", type=Path, help="(default: out/study or out/study-small)")
     args = parser.parse_args()
     logging.set_verbosity_error()
@@ -133,7 +134,7 @@ def main() -> None:
     tasks = tasks_of(args.data, prepared.verses, texts, size.pairs)
     mono = args.mono or get_minilm()
     study = json.loads((out / "study.json").read_text("utf-8")) if (out / "study.json").exists() else {}
-    study["command"] = command(args)
+    study["command"], study["note"] = command(args), args.note
     study["languages"] = {language: len(path.read_text("utf-8").split()) for language, path in texts.items()}
     for part in parts:
         if part == "multi" and args.multi is None:

@@ -93,6 +93,8 @@ def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
     yield "# The study: what an initialisation is worth"
     yield INTRODUCTION
     yield f"```\n{study['command']}\npython examples/study_page.py out/study/study.json docs    # writes this page\n```"
+    if study.get("note"):
+        yield f"**Note**: {study['note']}"
     words = study["languages"]
     yield "**Languages** (words of text): " + ", ".join(
         f"{NAMES.get(code, code)} {count:,}" for code, count in sorted(words.items(), key=lambda item: -item[1])
