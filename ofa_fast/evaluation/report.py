@@ -61,7 +61,7 @@ def rows(report: dict) -> Iterator[list[str]]:
     yield [
         *head,
         *(["by seed"] if several else []),
-        *(metric_name(name) if "top" in name else name for name in columns),
+        *map(column_name, columns),
     ]
     for code, one in sorted(report["languages"].items(), key=lambda item: item[0] == report["source"]):
         numbers = numbers_of(report, one)
