@@ -1,4 +1,4 @@
-"""What tells whether an initialisation is any good: overlap, similarities, coverage per language, examples, warnings."""
+"""Whether an initialisation is any good: overlap, similarities, coverage per language, examples, warnings."""
 
 from __future__ import annotations
 
@@ -59,9 +59,9 @@ def diagnose(
 ) -> dict:
     """The parts of a report that come after all rows are known, ready for JSON.
 
-    ``overlap``: how the copied tokens match. ``case``: origins of the tokens with and without a capital. ``similarity``:
-    of the nearest neighbour of similar tokens. ``languages``: of a sample of each language's words, spread evenly over
-    the file's order, the pieces of each origin. ``examples``: tokens with their neighbours.
+    ``overlap``: how the copied tokens match. ``case``: origins of the tokens with and without a capital.
+    ``similarity``: of the nearest neighbour of similar tokens. ``languages``: the pieces of a sample of each language's
+    words by origin. ``examples``: tokens with their neighbours. ``special_random``: what has no counterpart.
     """
     size = len(target.tokens)
     origin, sources = origin[:size], sources[:size]
@@ -245,15 +245,15 @@ def warnings_of(report: dict) -> list[dict]:
         share = counts["source_tokens_with_vector"] / max(1, counts["source_tokens"])
         if share < limits["source_with_vector"]:
             message = (
-                f"Only {share:.1%} of the source's tokens occur in words of the vectors, so there is little to be made "
-                "from. The vectors need more words of the source model's own languages, spelled as its tokenizer has them."
+                f"Only {share:.1%} of the source's tokens occur in words of the vectors, so there is little to make rows "
+                "from. The vectors need more words of the source's languages, spelled as its tokenizer has them."
             )
             warn("source", share, limits["source_with_vector"], message)
     similarity = report.get("similarity", {})
     if similarity.get("median") is not None and similarity["median"] < similarity["chance"]:
         message = (
-            f"Half of the similar tokens have no neighbour nearer than {similarity['median']:.2f}, which random vectors "
-            f"would reach ({similarity['chance']:.2f}): the languages' vectors do not seem to be aligned."
+            f"Half of the similar tokens have no neighbour nearer than {similarity['median']:.2f}. Random vectors would "
+            f"reach {similarity['chance']:.2f}, so the languages' vectors do not seem to be aligned."
         )
         warn("alignment", similarity["median"], similarity["chance"], message)
     _warn_of_case(report.get("case"), warn)

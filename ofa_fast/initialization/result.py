@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,8 +41,8 @@ class Initialization:
     source_coordinates: torch.Tensor  # [Vs, R] float32
     report: dict  # counts, coverage, parameters, seconds, versions and hashes, ready for JSON
     similarities: torch.Tensor | None = None  # [Vt, k] float16: cosines of the neighbours; 0 where none
-    source_tokens: list[str] | None = None  # [Vs] tokens as people read them, ``▁`` where a word begins
-    target_tokens: list[str] | None = None  # [Vt without padding]
+    source_tokens: list[str] | None = field(default=None, repr=False)  # [Vs] tokens as people read them, ``▁`` where a word begins
+    target_tokens: list[str] | None = field(default=None, repr=False)  # [Vt without padding]
 
     def write(self, folder: str | os.PathLike, export_npy: bool = False, tables: bool = True) -> None:
         """Write ``initialization.safetensors``, then ``initialization.json``: where the second is, both are whole.
