@@ -245,15 +245,15 @@ def warnings_of(report: dict) -> list[dict]:
         share = counts["source_tokens_with_vector"] / max(1, counts["source_tokens"])
         if share < limits["source_with_vector"]:
             message = (
-                f"Only {share:.1%} of the source's tokens occur in words of the vectors, so there is little to make rows "
-                "from. The vectors need more words of the source's languages, spelled as its tokenizer has them."
+                f"Only {share:.1%} of the source's tokens occur in words of the vectors, so rows are made "
+                "from little. The vectors need more words of the source's languages, spelled as its tokenizer has them."
             )
             warn("source", share, limits["source_with_vector"], message)
     similarity = report.get("similarity", {})
     if similarity.get("median") is not None and similarity["median"] < similarity["chance"]:
         message = (
-            f"Half of the similar tokens have no neighbour nearer than {similarity['median']:.2f}. Random vectors would "
-            f"reach {similarity['chance']:.2f}, so the languages' vectors do not seem to be aligned."
+            f"Half of the similar tokens have no neighbour nearer than {similarity['median']:.2f}. Random vectors "
+            f"would reach {similarity['chance']:.2f}, so the languages' vectors do not seem to be aligned."
         )
         warn("alignment", similarity["median"], similarity["chance"], message)
     _warn_of_case(report.get("case"), warn)

@@ -41,7 +41,7 @@ class Initialization:
     source_coordinates: torch.Tensor  # [Vs, R] float32
     report: dict  # counts, coverage, parameters, seconds, versions and hashes, ready for JSON
     similarities: torch.Tensor | None = None  # [Vt, k] float16: cosines of the neighbours; 0 where none
-    source_tokens: list[str] | None = field(default=None, repr=False)  # [Vs] tokens as people read them, ``▁`` where a word begins
+    source_tokens: list[str] | None = field(default=None, repr=False)  # [Vs] as people read them
     target_tokens: list[str] | None = field(default=None, repr=False)  # [Vt without padding]
 
     def write(self, folder: str | os.PathLike, export_npy: bool = False, tables: bool = True) -> None:
