@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 
 from ofa_fast import _cli_evaluate, _cli_export, _cli_info, _cli_init, _cli_train, _cli_vectors
@@ -23,6 +24,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
     args = _parser().parse_args(argv)
+    args.command = shlex.join(["ofa-fast", *(sys.argv[1:] if argv is None else argv)])
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars, too
     try:

@@ -134,13 +134,11 @@ def _origins(report: dict) -> list:
         ),
     )  # fmt: skip
     columns = ["script", *(Column(name, ",d") for name in ("tokens", *ORIGINS)), Column("not random", ".1%", bar=1.0)]
-    rows = [
-        [name, *(counts[kind] for kind in ("tokens", *ORIGINS)), counts["coverage"]] for name, counts in scripts
-    ]
+    rows = [[name, *(counts[kind] for kind in ("tokens", *ORIGINS)), counts["coverage"]] for name, counts in scripts]
     words = (
-        "A copied row is that of the same token of the source model, a similar one the weighted mean of the rows of the "
-        "source tokens nearest in meaning; a random one knows only what an average row looks like. A token's script is "
-        "that of its first letter; Common has no letter, Bytes is part of a character."
+        "A copied row is that of the same token of the source model, a similar one the weighted mean of the rows of "
+        "the source tokens nearest in meaning; a random one knows only what an average row looks like. A token's "
+        "script is that of its first letter; Common has no letter, Bytes is part of a character."
     )
     return [words, charts, details(f"All {len(rows)} scripts", table(rows, columns))]
 
@@ -192,7 +190,7 @@ def _languages(report: dict) -> list:
             amounts,
             *(amount / pieces for amount in amounts),
             counts["pieces_per_word"],
-            counts["source_pieces_per_word"],
+            None if counts["source_unknown"] > counts["sampled"] / 2 else counts["source_pieces_per_word"],
         ])  # fmt: skip
     columns = [
         "language",
@@ -204,9 +202,9 @@ def _languages(report: dict) -> list:
     ]
     sampled = max(counts["sampled"] for counts in languages.values())
     words = (
-        f"Of up to {sampled} words of each language, spread evenly over the word vectors' order: what the pieces that the "
-        "new tokenizer cuts them into were made from. Unknown pieces cannot be written by the new tokenizer. Fewer pieces "
-        "a word than before, with the source's tokenizer, means shorter inputs."
+        f"Of up to {sampled} words of each language, spread evenly over the word vectors' order: what the pieces that "
+        "the new tokenizer cuts them into were made from. Unknown pieces cannot be written by the new tokenizer. Fewer "
+        "pieces a word than before, with the source's tokenizer, means shorter inputs; – where that one knows none."
     )
     return [words, legend(_COLORS), table(rows, columns, limit=_ROWS_SHOWN)]
 
