@@ -231,7 +231,8 @@ def _print_plan(args, config, tokenizers, vectors, group) -> None:
     body = sum(p.numel() for p in model.parameters()) - shape.numel()
     tables = [size["factorized"] for size in planned["parameters"]]
     print(f"source    {config.model_type}, table {shape[0]:,} x {shape[1]}")
-    print(f"vectors   {vectors.vectors.shape[0]:,} words x {vectors.vectors.shape[1]}")
+    if vectors is not None:
+        print(f"vectors   {vectors.vectors.shape[0]:,} words x {vectors.vectors.shape[1]}")
     print(f"target    {_summary(planned['counts'])}")
     for script, counts in planned["scripts"].items():
         print(f"          {script:<12}{_summary(counts)}")

@@ -119,8 +119,19 @@ def _similarity(nearest: np.ndarray, word_vectors, source: Vocabulary) -> dict:
         "counts": np.histogram(values, edges)[0].tolist(),
         "edges": edges.round(6).tolist(),
         "median": round(float(np.median(values)), 4),
-        "chance": round(min(1.0, math.sqrt(2 * math.log(len(source.tokens)) / word_vectors.vectors.shape[1])), 4),
+        "chance": round(nearest_by_chance(len(source.tokens), word_vectors.vectors.shape[1]), 4),
     }
+
+
+def nearest_by_chance(count: int, dim: int) -> float:
+    """About the cosine with the nearest of ``count`` random directions: where n P(cos > c) = 1 on the unit sphere."""
+    if dim < 3 or count < 2:
+        return 1.0
+    cosine = 0.5
+    for _ in range(30):
+        tail = min(1.0, max(cosine, 1e-3) * math.sqrt(2 * math.pi * (dim - 1)) / count)
+        cosine = math.sqrt(1 - tail ** (2 / (dim - 1)))
+    return cosine
 
 
 def languages(word_vectors, source_tokenizer, target: Vocabulary, origin: np.ndarray) -> dict:

@@ -17,7 +17,7 @@ def find(result: Initialization, token: str) -> list[int]:
     a number, that id.
 
     Raises:
-        ValueError: there is none; the message names some that come near.
+        ValueError: there is none; the message names tokens that it begins with.
     """
     texts = result.target_tokens
     if texts is None:
@@ -29,9 +29,9 @@ def find(result: Initialization, token: str) -> list[int]:
         return exact
     if token.isdecimal() and int(token) < len(texts):
         return [int(token)]
-    near = [text for text in texts if word and text.removeprefix("▁").lower().startswith(word.lower()[:4])]
-    hint = f"; there are {', '.join(sorted(near, key=len)[:8])}" if near else f", nor an id below {len(texts)}"
-    raise ValueError(f"--explain: the new vocabulary has no token {token!r}{hint}")
+    near = [text for text in texts if len(text) > 1 and word.startswith(text.removeprefix("▁"))]
+    hint = f"; there are {', '.join(sorted(near, key=len, reverse=True)[:8])}" if near else ""
+    raise ValueError(f"--explain: the new vocabulary has no token {token!r}, nor an id below {len(texts)}{hint}")
 
 
 def explain(result: Initialization, index: int, words: list[str] | None = None) -> str:

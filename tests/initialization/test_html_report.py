@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from ofa_fast import WordVectors, initialize
+from ofa_fast import initialize
 from ofa_fast.initialization import Initialization, diagnosis, explain, plan
 from ofa_fast.initialization.html_report import html_report, write_html_report
 from ofa_fast.initialization.matching import read_vocabulary
@@ -151,16 +151,25 @@ def test_an_old_report_still_has_a_page(results, tmp_path):
     ElementTree.fromstring(html_report(tmp_path).encode())
 
 
-def test_good_input_gives_no_warning_of_what_is_fine(results):
-    assert not kinds(results[0].report) & {"unknown", "language", "source", "alignment", "case", "special"}
+def test_what_is_fine_is_not_warned_of(inputs):
+    table, source, target, vectors = inputs
+    report = initialize(table, source, target, vectors.select(["eng", "deu", "spa"]), rank=None).report
+    # The words of these vectors are in lower case, and the target tokenizer is not; its Cherokee has no vectors.
+    assert kinds(report) <= {"coverage", "script", "case"}, report["warnings"]
+
+
+@pytest.mark.parametrize("count, dim", [(1000, 16), (20_000, 100), (500, 300)])
+def test_what_random_vectors_would_reach(count, dim):
+    random = np.random.default_rng(0)
+    queries, keys = random.standard_normal((200, dim)), random.standard_normal((count, dim))
+    cosines = (queries / np.linalg.norm(queries, axis=1)[:, None]) @ (keys / np.linalg.norm(keys, axis=1)[:, None]).T
+    assert diagnosis.nearest_by_chance(count, dim) == pytest.approx(np.median(cosines.max(1)), rel=0.05)
 
 
 def test_warnings_tell_what_is_too_low(inputs, word_vectors):
     table, source, target, _ = inputs
     latin = word_vectors.select(["eng", "deu", "spa"])
-    noise = np.random.default_rng(0).standard_normal((len(latin), 300)).astype(np.float32)
-    assert "alignment" not in kinds(initialize(table, source, target, latin, rank=None).report)
-    report = initialize(table, source, target, WordVectors(latin.words, noise, latin.languages), rank=None).report
+    report = initialize(table, source, target, latin, rank=None).report
     script = next(warning for warning in report["warnings"] if warning["kind"] == "script")
     assert (
         "Cherokee" in script["message"] and script["value"] < script["limit"] == diagnosis.THRESHOLDS["script_coverage"]
@@ -171,18 +180,23 @@ def test_warnings_tell_what_is_too_low(inputs, word_vectors):
     assert "coverage" in kinds(nothing)
     unknown = initialize(table, source, source, word_vectors, rank=None).report
     assert "unknown" in kinds(unknown) and unknown["languages"]["chr"]["unknown"] > 0
-    assert {"coverage", "script"} & {w["kind"] for w in diagnosis.warnings_of(plan(table.shape, source, target, latin))}
+    assert {"coverage", "script"} & {
+        w["kind"] for w in diagnosis.warnings_of(plan(table.shape, source, target, latin, rank=8))
+    }
 
 
-def test_warning_of_case_and_of_special_tokens(results):
+def test_warnings_of_case_special_tokens_and_vectors(results):
     report = dict(results[0].report)
     report["case"] = {
         "capital": {"copied": 5, "similar": 10, "random": 190},
         "lower": {"copied": 5, "similar": 900, "random": 100},
     }
     report["special_random"] = ["<mask>"]
+    report["similarity"] = {"median": 0.2, "chance": 0.3}
+    report["counts"] = report["counts"] | {"source_tokens_with_vector": 10}
     found = {warning["kind"]: warning["message"] for warning in diagnosis.warnings_of(report)}
     assert "5% of those with a capital, but 90% of the others" in found["case"] and "<mask>" in found["special"]
+    assert "aligned" in found["alignment"] and "1.2% of the source's tokens" in found["source"]
     report["case"]["capital"] = {"copied": 5, "similar": 3, "random": 20}
     assert "case" not in {warning["kind"] for warning in diagnosis.warnings_of(report)}
 
@@ -207,7 +221,7 @@ def test_find_takes_texts_and_ids(results):
     index = result.target_tokens.index("▁the")
     assert explain.find(result, "▁the")[0] == explain.find(result, "the")[-1] == index or "the" in result.target_tokens
     assert index in explain.find(result, "the") and explain.find(result, "1234") == [1234]
-    with pytest.raises(ValueError, match=r"no token 'thexyz'; there are .*the"):
+    with pytest.raises(ValueError, match=r"no token 'thexyz', .*; there are .*▁the"):
         explain.find(result, "thexyz")
     with pytest.raises(ValueError, match=r"nor an id below"):
         explain.find(result, "99999999")
