@@ -186,7 +186,8 @@ def _print_warnings(warnings: list[dict]) -> None:
 
 
 def _explain(args) -> None:
-    from ofa_fast import Initialization, WordVectors
+    from ofa_fast import WordVectors
+    from ofa_fast.initialization import Initialization
     from ofa_fast.initialization.explain import folder_of
 
     folder = folder_of(args.out)
@@ -238,7 +239,7 @@ def _print_plan(args, config, tokenizers, vectors, group) -> None:
         print(f"          {script:<12}{_summary(counts)}")
     for rank, table in zip(args.rank, tables, strict=True):
         print(f"{_rank_name(rank):<10}table {table / 1e6:,.1f} M parameters, model {(body + table) / 1e6:,.1f} M")
-    if args.dry_run:
+    if args.dry_run and (group is None or group.rank() == 0):
         _print_warnings(warnings_of(planned))
     # The source model and one new model are held beside what initialize holds.
     peak = planned["memory"]["peak"] + 4 * (2 * body + max(tables))
