@@ -16,7 +16,7 @@ from ofa_fast.initialization.result import COPIED, ORIGINS, SIMILAR
 
 EXAMPLES = 12
 NEIGHBORS_SHOWN = 5
-WORDS_PER_LANGUAGE, WORDS_SAMPLED = 300, 30_000
+WORDS_PER_LANGUAGE, WORDS_SAMPLED, TOKENS_SAMPLED = 150, 30_000, 25_000
 BIN = 0.025
 
 # Below (or above) these a warning is given. The published runs are far from all of them.
@@ -40,11 +40,9 @@ _MARKED_ROLES = ("bos", "eos", "cls", "sep", "mask")
 
 def display(text: str | bytes | None) -> str:
     """A token's standard text as people read it: ``▁`` in front where a word begins, bytes in hexadecimal."""
-    if text is None:
-        return ""
-    if isinstance(text, bytes):
-        return "".join(f"<0x{byte:02X}>" for byte in text)
-    return f"▁{text[1:]}" if text.startswith(" ") else text
+    if isinstance(text, str):
+        return f"▁{text[1:]}" if text[:1] == " " else text
+    return "".join(f"<0x{byte:02X}>" for byte in text or b"")
 
 
 def diagnose(
@@ -97,11 +95,13 @@ def _overlap(source: Vocabulary, target: Vocabulary, sources: np.ndarray) -> dic
 
 
 def _case(target: Vocabulary, origin: np.ndarray) -> dict:
-    """Of tokens in letters that have case, those with a capital and those without, by origin."""
-    folded = [text.lower() if isinstance(text, str) else text for text in target.texts]
-    capital = np.array([text != low for text, low in zip(target.texts, folded, strict=True)])
-    cased = capital | np.array([isinstance(low, str) and low != low.upper() for low in folded])
-    cased[list(target.special)] = False
+    """Of tokens in letters that have case, those with a capital and those without, by origin; of many, a sample."""
+    step = -(-len(origin) // TOKENS_SAMPLED) or 1
+    origin = origin[::step]
+    texts = [text if isinstance(text, str) else "" for text in target.texts[::step]]
+    capital = np.array([text != text.lower() for text in texts])
+    cased = capital | np.array([text != text.upper() for text in texts])
+    cased[[index // step for index in target.special if index % step == 0]] = False
     return {
         name: dict(zip(ORIGINS, np.bincount(origin[chosen], minlength=len(ORIGINS)).tolist(), strict=True))
         for name, chosen in (("capital", cased & capital), ("lower", cased & ~capital))

@@ -55,7 +55,7 @@ def explain(result: Initialization, index: int, words: list[str] | None = None) 
                 cosine = f"{cosines[place]:6.3f}" if cosines else "     –"
                 lines.append(f"  {weight:8.3f}  {cosine}  {_name(result, source)} (id {source})")
     else:
-        lines.append("  no source token matches, and it occurs in no word of the vectors")
+        lines.append("  neither copied nor reached by a word of the vectors")
     if words:
         more = f" and {len(words) - WORDS_SHOWN:,} more" if len(words) > WORDS_SHOWN else ""
         lines.append(f"  occurs in {', '.join(words[:WORDS_SHOWN])}{more}")

@@ -108,13 +108,13 @@ def _headline(report: dict, reports: Sequence[dict]) -> Html:
     }
     seconds = sum(report["seconds"].values())
     sizes = sorted({each["parameters"]["factorized"] for each in reports})
-    span = " – ".join(dict.fromkeys(f"{size / 1e6:,.1f}" for size in (sizes[0], sizes[-1])))
+    span = "–".join(dict.fromkeys(f"{size / 1e6:,.1f}" for size in (sizes[0], sizes[-1])))
     return tiles(
         [
             (number(tokens), "tokens of the new vocabulary"),
             *((share, words[kind]) for share, kind in shares),
             (number(random, ".1%"), "random"),
-            (f"{span} M", "parameters of the table"),
+            (f"{span}\u00a0M", "parameters of the table"),
             (clock(seconds), "to initialise"),
         ]
     )
@@ -144,12 +144,12 @@ def _origins(report: dict) -> list:
 
 
 def _ranks(reports: Sequence[dict]) -> list:
-    columns = ["rank", "parameters", "of a dense table", Column("variance explained", ".1%", bar=1.0)]
+    columns = ["rank", "parameters", Column("of a dense table", ".1%"), Column("variance explained", ".1%", bar=1.0)]
     rows = [
         [
             _rank(each),
             each["parameters"]["factorized"],
-            number(each["parameters"]["ratio"], ".1%"),
+            each["parameters"]["ratio"],
             each["explained_variance"],
         ]
         for each in reports
