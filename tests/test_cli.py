@@ -211,37 +211,6 @@ def test_init_writes_loadable_folders(place, initialised):
     np.testing.assert_array_equal(coordinates.numpy(), exported)
 
 
-def test_init_writes_pages_that_tell_the_command(initialised, place):
-    for folder, ranks in (("", "ranks 8, 32 (full)"), ("rank-8", "rank 8"), ("rank-full", "rank 32 (full)")):
-        page = (initialised / folder / "initialization.html").read_text("utf-8")
-        assert f"<title>Initialisation at {ranks}</title>" in page and "source → tokenizer" in page
-    report = json.loads((initialised / "rank-8" / "initialization.json").read_text("utf-8"))
-    assert report["command"].startswith(f"ofa-fast init --source {place / 'source'} ")
-    assert report["inputs"]["vectors"] == str(place / "v.safetensors") and report["memory"]["peak"] > 2**20
-
-
-def test_init_explains_tokens(initialised, place, tmp_path, capsys):
-    capsys.readouterr()
-    out = ["--out", str(initialised)]
-    assert main(["init", *out, "--explain", "the", "200", "--vectors", str(place / "v.safetensors")]) == 0
-    said = capsys.readouterr().out
-    assert "copied" in said and "id 200, " in said and "the (eng)" in said
-    similar = int((load_file(initialised / "rank-8" / "initialization.safetensors")["origin"] == 1).nonzero()[0])
-    assert main(["init", *out, "--explain", str(similar)]) == 0
-    assert "weight" in capsys.readouterr().out
-    assert "no token 'wxyz'" in refusal(["init", *out, "--explain", "wxyz"], capsys)
-    assert "no complete initialisation" in refusal(["init", "--out", str(tmp_path), "--explain", "the"], capsys)
-    assert "--source is missing" in refusal(["init", *out], capsys)
-    assert "--dry-run" in refusal(init(place, tmp_path / "x", "--dry-run", "--explain", "the"), capsys)
-
-
-def test_init_without_vectors_warns_and_explains(place, tmp_path, capsys):
-    words = ["init", "--source", str(place / "source"), "--tokenizer", str(place / "tokenizer"), "--rank", "8"]
-    assert main([*words, "--method", "random", "--out", str(tmp_path / "out"), "--explain", "the"]) == 0
-    captured = capsys.readouterr()
-    assert "ofa-fast: warning: Only " in captured.err and "the row of the source's" in captured.out
-
-
 def test_one_rank_is_the_folder_itself(place, tmp_path):
     assert main(init(place, tmp_path / "out", "--rank", "8", "--method", "random")) == 0
     assert (tmp_path / "out" / "config.json").exists()
