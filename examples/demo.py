@@ -28,6 +28,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer, PreTrainedTokenize
 import ofa_fast
 from ofa_fast.evaluation import evaluate
 from ofa_fast.initialization import build_word_vectors
+from ofa_fast.initialization.html_report import write_html_report
 from ofa_fast.training import train
 
 BIBLE = Path(__file__).parent / "data" / "bible"
@@ -102,6 +103,7 @@ def main() -> None:
             model.save_pretrained(arm / "initialised")
             tokenizer.save_pretrained(arm / "initialised")
             result.write(arm / "initialised", tables=False)
+            write_html_report(arm / "initialised")
 
     measured = {"source": {"before": measure(minilm, held_out)}}
     losses = {}
@@ -129,7 +131,8 @@ def main() -> None:
     plot(measured, losses, out / "demo.png")
     numbers = {"seed": args.seed, "retrieval": measured, "losses": losses}
     (out / "demo.json").write_text(json.dumps(numbers, indent=2))
-    print(f"\nPlot: {out}/demo.png   numbers: {out}/demo.json   models: {out}/ofa-rank-100/trained and its neighbours")
+    print(f"\nWhat the new table was made from: {out}/ofa-rank-100/initialised/initialization.html")
+    print(f"Plot: {out}/demo.png   numbers: {out}/demo.json   models: {out}/ofa-rank-100/trained and its neighbours")
 
 
 def say(what: str) -> None:

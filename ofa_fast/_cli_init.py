@@ -9,6 +9,8 @@ from pathlib import Path
 
 from ofa_fast._cli_types import positive, ranks
 
+_INPUTS = ("source", "tokenizer", "vectors")
+
 
 def register(_commands, subparser) -> None:
     add = subparser(
@@ -17,10 +19,11 @@ def register(_commands, subparser) -> None:
         "give a pretrained model a new vocabulary",
         "init --source sentence-transformers/all-MiniLM-L6-v2 --tokenizer my-tokenizer/ \\\n"
         "      --vectors vectors.safetensors --rank 100,full --out initialised/\n"
-        "  torchrun --nproc-per-node 8 -m ofa_fast.cli init ...     shares the vocabulary out to processes",
+        "  torchrun --nproc-per-node 8 -m ofa_fast.cli init ...     shares the vocabulary out to processes\n"
+        "  ofa-fast init --out initialised/ --explain water 1234     says what tokens were made from",
     ).add_argument
-    add("--source", required=True, metavar="MODEL", help="folder or hub id of the pretrained model and its tokenizer")
-    add("--tokenizer", required=True, metavar="TOKENIZER", help="folder or hub id of the new tokenizer")
+    add("--source", metavar="MODEL", help="folder or hub id of the pretrained model and its tokenizer")
+    add("--tokenizer", metavar="TOKENIZER", help="folder or hub id of the new tokenizer")
     add(
         "--vectors",
         type=Path,
@@ -54,9 +57,25 @@ def register(_commands, subparser) -> None:
     )
     add("--overwrite", action="store_true", help="replace --out where it exists")
     add("--dry-run", action="store_true", help="print the counts and the memory that it would take, and stop")
+    add(
+        "--explain",
+        nargs="+",
+        metavar="TOKEN",
+        help="what the rows of these tokens (texts or ids) were made from; without --source: of a finished --out, "
+        "with --vectors also the words behind them",
+    )
 
 
 def run(args) -> None:
+    if args.explain and not args.source:
+        _explain(args)
+        return
+    for option in ("source", "tokenizer"):
+        if not getattr(args, option):
+            raise ValueError(f"--{option} is missing (see: ofa-fast init --help)")
+    if args.explain and args.dry_run:
+        raise ValueError("--explain needs the finished rows, which --dry-run does not make")
+
     import torch.distributed as dist
 
     if os.environ.get("WORLD_SIZE", "1") == "1":
@@ -77,6 +96,8 @@ def _run(args, group) -> None:
 
     from ofa_fast import WordVectors, initialize
     from ofa_fast._files import atomic_folder
+    from ofa_fast.initialization.diagnosis import peak_memory
+    from ofa_fast.initialization.html_report import write_html_report
 
     first = group is None or group.rank() == 0
     config = AutoConfig.from_pretrained(args.source)
@@ -109,11 +130,19 @@ def _run(args, group) -> None:
         )
         if not first:
             return
+        inputs = {name: None if (value := getattr(args, name)) is None else str(value) for name in _INPUTS}
         for rank, result in zip(args.rank, results, strict=True):
+            result.report |= {"command": args.command, "inputs": inputs, "memory": {"peak": peak_memory()}}
             name = _rank_name(rank) if len(args.rank) > 1 else ""
             _write(folder / name, model, result, target_tokenizer, args.export_npy)
+        if len(args.rank) > 1:
+            write_html_report(folder)
     seconds = sum(results[0].report["seconds"].values())
     print(f"{args.out}: {_summary(results[0].report['counts'])} rows, initialised in {seconds:.1f} s")
+    print(f"{args.out / 'initialization.html'} has the details")
+    _print_warnings(results[0].report["warnings"])
+    for token in args.explain or ():
+        print(_explained(results[0], token, None))
 
 
 def _rank_name(rank: int | None) -> str:
@@ -142,11 +171,41 @@ def load_model(name: str, config):
 
 def _write(folder: Path, model, result, tokenizer, export_npy: bool) -> None:
     from ofa_fast import build_model
+    from ofa_fast.initialization.html_report import write_html_report
 
     folder.mkdir(exist_ok=True)
     build_model(model, result, tokenizer).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     result.write(folder, export_npy=export_npy, tables=False)
+    write_html_report(folder)
+
+
+def _print_warnings(warnings: list[dict]) -> None:
+    for warning in warnings:
+        print(f"ofa-fast: warning: {warning['message']}", file=sys.stderr)
+
+
+def _explain(args) -> None:
+    from ofa_fast import WordVectors
+    from ofa_fast.initialization import Initialization
+    from ofa_fast.initialization.explain import folder_of
+
+    folder = folder_of(args.out)
+    result = Initialization.read(folder)
+    behind = None
+    if args.vectors:
+        from transformers import AutoTokenizer
+
+        behind = AutoTokenizer.from_pretrained(folder), WordVectors.load(args.vectors, language=args.language)
+    print("\n\n".join(_explained(result, token, behind) for token in args.explain))
+
+
+def _explained(result, token: str, behind: tuple | None) -> str:
+    from ofa_fast.initialization.explain import explain, find, words_of
+
+    indices = find(result, token)
+    words = words_of(indices, *behind) if behind else {}
+    return "\n".join(explain(result, index, words.get(index)) for index in indices)
 
 
 def _print_plan(args, config, tokenizers, vectors, group) -> None:
@@ -154,6 +213,7 @@ def _print_plan(args, config, tokenizers, vectors, group) -> None:
     from transformers import AutoModel
 
     from ofa_fast.initialization import plan
+    from ofa_fast.initialization.diagnosis import warnings_of
 
     with torch.device("meta"):
         model = AutoModel.from_config(config)
@@ -172,12 +232,15 @@ def _print_plan(args, config, tokenizers, vectors, group) -> None:
     body = sum(p.numel() for p in model.parameters()) - shape.numel()
     tables = [size["factorized"] for size in planned["parameters"]]
     print(f"source    {config.model_type}, table {shape[0]:,} x {shape[1]}")
-    print(f"vectors   {vectors.vectors.shape[0]:,} words x {vectors.vectors.shape[1]}")
+    if vectors is not None:
+        print(f"vectors   {vectors.vectors.shape[0]:,} words x {vectors.vectors.shape[1]}")
     print(f"target    {_summary(planned['counts'])}")
     for script, counts in planned["scripts"].items():
         print(f"          {script:<12}{_summary(counts)}")
     for rank, table in zip(args.rank, tables, strict=True):
         print(f"{_rank_name(rank):<10}table {table / 1e6:,.1f} M parameters, model {(body + table) / 1e6:,.1f} M")
+    if args.dry_run and (group is None or group.rank() == 0):
+        _print_warnings(warnings_of(planned))
     # The source model and one new model are held beside what initialize holds.
     peak = planned["memory"]["peak"] + 4 * (2 * body + max(tables))
     print(f"memory    {peak / 2**20:,.0f} MiB at most, beside Python and its libraries", flush=True)

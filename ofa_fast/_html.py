@@ -94,7 +94,7 @@ nav { margin-top: 1rem; font-size: .92rem; display: flex; flex-wrap: wrap; gap: 
   padding: .7rem 1rem; margin: 1.4rem 0 0; }
 .warning strong { color: var(--warn); }
 .warning ul { margin: .3rem 0 0; padding-left: 1.2rem; max-width: none; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .7rem; margin: 1.4rem 0 0; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(8.4rem, 1fr)); gap: .7rem; margin: 1.4rem 0 0; }
 .tile { background: var(--raised); border-radius: 8px; padding: .7rem .9rem; }
 .tile b { display: block; font-size: 1.45rem; line-height: 1.25; font-weight: 650; font-variant-numeric: tabular-nums; }
 .tile span { color: var(--soft); font-size: .86rem; line-height: 1.35; display: block; }

@@ -200,7 +200,8 @@ def _horizontal(categories, axis, lanes, bars, colors, label, width, height, val
     row = thick * lanes + (8 if lanes == 1 else 12)
     left = 10 + max((text_width(shorten(category, width * 0.42)) for category in categories), default=0)
     shown = [number(bar[3], axis.spec) for bar in bars] if values_shown else []
-    axis.along(left, width - 12 - max(map(text_width, shown), default=0))
+    edge = text_width(axis.label(axis.ticks[-1])) / 2 if axis.ticks else 0
+    axis.along(left, width - max(edge, 12 + max(map(text_width, shown), default=0)))
     bottom = 6 + row * len(categories)
     parts = [line_between(axis(tick), 4, axis(tick), bottom, LINE, HAIR) for tick in axis.ticks]
     parts += x_axis(axis, bottom, label)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 
 from ofa_fast import _cli_compare, _cli_evaluate, _cli_export, _cli_info, _cli_init, _cli_train, _cli_vectors
@@ -20,9 +21,16 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"ofa-fast: error: {message} (see: {self.prog} --help)\n")
 
 
+class _Arguments(argparse.Namespace):
+    """Options, and beside them (``vars`` does not list it) the command line as a shell would take it."""
+
+    __slots__ = ("command",)
+
+
 def main(argv: list[str] | None = None) -> int:
     """Run one command line; returns the exit code: 0, 2 for bad input, 130 when interrupted."""
-    args = _parser().parse_args(argv)
+    args = _parser().parse_args(argv, _Arguments())
+    args.command = shlex.join(["ofa-fast", *(sys.argv[1:] if argv is None else argv)])
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")  # transformers' bars, too
     try:

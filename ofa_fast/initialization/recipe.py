@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ofa_fast.initialization import arguments, report, tokenization
+from ofa_fast.initialization import arguments, diagnosis, report, tokenization
 from ofa_fast.initialization.matching import Vocabulary, match, match_vocabularies, read_vocabulary
 from ofa_fast.initialization.methods import weigh
 from ofa_fast.initialization.neighbors import nearest
@@ -108,6 +108,7 @@ def initialize(
     origin[sources >= 0] = COPIED
     found = torch.full((len(sources), how.neighbors), -1)
     weights = torch.zeros(len(sources), how.neighbors)
+    similarities = torch.zeros(len(sources), how.neighbors, dtype=torch.float16)
     counts = {"source_tokens": len(source_tokenizer), "target_tokens": len(target_tokenizer)}
     if how.keys:
         with report.timed(seconds, "subword_vectors"):
@@ -142,10 +143,11 @@ def initialize(
                 origin[queries] = SIMILAR
                 found[queries] = torch.where(among >= 0, key_rows[keys][among.clamp_min(0)], -1)
                 weights[queries] = weigh(scores, how.temperature, how.weighting)
+                similarities[queries] = torch.where(among >= 0, scores, 0.0).to(similarities.dtype)
             del key_vectors, target_vectors
 
     with report.timed(seconds, "svd"):
-        factors = _factorize(table, ranks)
+        factors, spectrum = _factorize(table, ranks)
     chosen, rest = (origin, sources, found, weights), "published" if parity else how.rest
     rows_of, seconds_of = [], []
     for r in ranks:
@@ -155,7 +157,7 @@ def initialize(
             rows_of.append(processes.gather(make_rows(coordinates, *chosen, rest, seed, part.start), rows))
     # Random rows get the mean bias, not a draw: a random bias would favour some tokens from the first step on.
     new_bias = None if bias is None else processes.gather(make_rows(bias[:, None], *chosen, "mean")[:, 0], rows)
-    origin, sources, found, weights = (processes.gather(own, rows) for own in chosen)
+    origin, sources, found, weights, similarities = (processes.gather(own, rows) for own in (*chosen, similarities))
     if processes.rank:
         return None
     with report.timed(seconds, "report"):
@@ -170,6 +172,7 @@ def initialize(
             "seed": int(seed),
             "counts": counts,
             "scripts": report.coverage(target.texts, origin.numpy()),
+            "explained_variance_by_rank": spectrum,
             "versions": report.versions(),
             "sha256": {
                 "source_embeddings": report.array_sha256(table),
@@ -178,6 +181,10 @@ def initialize(
                 "word_vectors": None if how.keys is None else report.word_vectors_sha256(word_vectors),
             },
         }
+        rows_by = (origin, sources, found, weights, similarities)
+        shared |= diagnosis.diagnose(source, target, *(own.numpy() for own in rows_by), how.keys and word_vectors)
+        shared |= {"warnings": diagnosis.warnings_of(shared), "thresholds": diagnosis.THRESHOLDS}
+        tokens = [[diagnosis.display(text) for text in vocabulary.texts] for vocabulary in (source, target)]
 
     results = []
     for r, new_rows, own_seconds in zip(ranks, rows_of, seconds_of, strict=True):
@@ -200,6 +207,9 @@ def initialize(
                 bias=None if new_bias is None else new_bias.clone(),
                 source_coordinates=coordinates.cpu(),
                 report=shared | of_rank,
+                similarities=similarities.clone(),
+                source_tokens=tokens[0],
+                target_tokens=tokens[1],
             )
         )
     return results if isinstance(rank, (list, tuple)) else results[0]
@@ -292,8 +302,12 @@ def _match(source: Vocabulary, target: Vocabulary, parity: bool, copies: str) ->
 
 def _factorize(
     table: torch.Tensor, ranks: list[int | None]
-) -> dict[int | None, tuple[torch.Tensor, torch.Tensor | None, float]]:
-    """Coordinates, basis and explained variance per rank: one SVD at the largest, of which the others are a part."""
+) -> tuple[dict[int | None, tuple[torch.Tensor, torch.Tensor | None, float]], list[float]]:
+    """Coordinates, basis and explained variance per rank: one SVD at the largest, of which the others are a part.
+
+    Then the explained variance at ranks 1, 2, ... up to the largest.
+    """
+    spectrum = []
     factors = {None: (table, None, 1.0)}
     ranks = [r for r in ranks if r is not None]
     if ranks:
@@ -302,4 +316,5 @@ def _factorize(
         for r in ranks:
             explained = min(1.0, float(energy[r - 1]) / total) if total else 1.0
             factors[r] = u[:, :r].contiguous(), s[:r, None] * vh[:r], explained
-    return factors
+        spectrum = [round(min(1.0, value), 6) for value in (energy / (total or 1.0)).tolist()]
+    return factors, spectrum

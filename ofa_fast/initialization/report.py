@@ -46,17 +46,23 @@ def script(text: str | bytes | None) -> str:
     """The script of the first letter; "Common" without a letter, "Bytes" for part of a character."""
     if text is None or isinstance(text, bytes):
         return "Bytes" if text else "Unused"
-    return next(filter(None, map(_letter_script, text)), "Common")
+    for character in text:
+        found = _letter_script(character)
+        if found:
+            return found
+    return "Common"
 
 
 def coverage(texts: list, origin: np.ndarray) -> dict:
     """Per script, most tokens first: tokens of each origin, and the share that is not random."""
-    scripts = np.array([script(text) for text in texts])
-    names, of = np.unique(scripts, return_inverse=True)
+    scripts = list(map(script, texts))
+    names = sorted(set(scripts))
+    place = {name: i for i, name in enumerate(names)}
+    of = np.fromiter(map(place.__getitem__, scripts), np.int64, count=len(scripts))
     counts = np.bincount(of * len(ORIGINS) + origin[: len(texts)], minlength=len(names) * len(ORIGINS))
     counts = counts.reshape(len(names), len(ORIGINS))
     return {
-        str(names[i]): {
+        names[i]: {
             "tokens": int(counts[i].sum()),
             **dict(zip(ORIGINS, counts[i].tolist(), strict=True)),
             "coverage": round(1 - float(counts[i, RANDOM] / counts[i].sum()), 4),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ from ofa_fast._files import atomic_file
 COPIED, SIMILAR, RANDOM = 0, 1, 2
 ORIGINS = ("copied", "similar", "random")
 
-_ALWAYS = ("origin", "neighbors", "weights", "sources", "bias")
+_ALWAYS = ("origin", "neighbors", "weights", "similarities", "sources", "bias")
+_TOKENS = ("source_tokens", "target_tokens")
 _TABLES = ("coordinates", "basis", "source_coordinates")
 _NPY = {"coordinates": "target_matrix", "basis": "primitive_embeddings", "source_coordinates": "source_matrix"}
 
@@ -38,6 +40,9 @@ class Initialization:
     bias: torch.Tensor | None  # [Vt] float32: the output bias of each token
     source_coordinates: torch.Tensor  # [Vs, R] float32
     report: dict  # counts, coverage, parameters, seconds, versions and hashes, ready for JSON
+    similarities: torch.Tensor | None = None  # [Vt, k] float16: cosines of the neighbours; 0 where none
+    source_tokens: list[str] | None = field(default=None, repr=False)  # [Vs] as people read them
+    target_tokens: list[str] | None = field(default=None, repr=False)  # [Vt without padding]
 
     def write(self, folder: str | os.PathLike, export_npy: bool = False, tables: bool = True) -> None:
         """Write ``initialization.safetensors``, then ``initialization.json``: where the second is, both are whole.
@@ -52,6 +57,9 @@ class Initialization:
         folder.mkdir(parents=True, exist_ok=True)
         names = _ALWAYS + (_TABLES if tables else ())
         tensors = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        for name in _TOKENS:
+            if getattr(self, name) is not None:
+                tensors |= _packed(name, getattr(self, name))
         with atomic_file(folder / "initialization.safetensors") as file:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
         if export_npy:
@@ -78,7 +86,21 @@ class Initialization:
         try:
             with safe_open(tensors, "pt") as stored:
                 values = {name: stored.get_tensor(name) for name in stored.keys()}  # noqa: SIM118 (not a dict)
+            tokens = {name: _unpacked(name, values) for name in _TOKENS if name in values}
             values = {name: values.get(name) for name in (*_ALWAYS, *_TABLES)}
-            return cls(**values, report=json.loads(report.read_text("utf-8")))
+            return cls(**values, **tokens, report=json.loads(report.read_text("utf-8")))
         except Exception as error:
             raise ValueError(f"{folder}: damaged initialisation: {error}") from error
+
+
+def _packed(name: str, texts: list[str]) -> dict[str, torch.Tensor]:
+    """The texts' UTF-8 bytes in a row, and [n + 1] where each begins."""
+    encoded = [text.encode("utf-8", "surrogatepass") for text in texts]
+    offsets = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    joined = torch.frombuffer(bytearray(b"".join(encoded) or b" "), dtype=torch.uint8)
+    return {name: joined, f"{name}_offsets": torch.from_numpy(offsets)}
+
+
+def _unpacked(name: str, tensors: dict[str, torch.Tensor]) -> list[str]:
+    data, offsets = tensors[name].numpy().tobytes(), tensors[f"{name}_offsets"].tolist()
+    return [data[begin:end].decode("utf-8", "surrogatepass") for begin, end in pairwise(offsets)]

@@ -44,7 +44,7 @@ def spellings(word: str) -> tuple[str, ...]:
     return word, f" {word}", f" {word[:1].title()}{word[1:]}"
 
 
-def _spellings_for(tokenizer) -> Callable[[str], tuple[str, ...]]:
+def spellings_for(tokenizer) -> Callable[[str], tuple[str, ...]]:
     """``spellings`` without those that the tokenizer cannot tell from the one after a space."""
     kept = [1]
     for i in (0, 2):
@@ -116,7 +116,7 @@ def _occurrences(
     order = np.argsort(distinct, kind="stable")
     rows = np.asarray(wanted, dtype=np.int64)[order]
     row_starts = np.searchsorted(distinct[order], np.arange(len(index) + 1))
-    texts_of = published_spellings if parity else _spellings_for(tokenizer)
+    texts_of = published_spellings if parity else spellings_for(tokenizer)
     index = list(index)
     tokenization.warn_if_slow(tokenizer, 3 * len(index))
     encode = tokenization.batch_encoder(tokenizer)

@@ -66,13 +66,13 @@ def batch_encoder(tokenizer) -> Callable[[Sequence[str]], tuple[np.ndarray, np.n
     what is found in a few probes, each text goes alone.
     """
     if not is_rust(tokenizer):
-        return lambda texts: _flat(tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else [])
+        return lambda texts: flat(tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else [])
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.no_truncation()
     backend.no_padding()
 
     def alone(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        return _flat([encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)])
+        return flat([encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)])
 
     separator = "\u0091ofa-fast\u0092"
     backend.add_special_tokens([AddedToken(separator, normalized=False, special=True)])
@@ -93,7 +93,7 @@ def batch_encoder(tokenizer) -> Callable[[Sequence[str]], tuple[np.ndarray, np.n
     return joined if same else alone
 
 
-def _flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
+def flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     offsets = np.zeros(len(ids) + 1, dtype=np.int64)
     np.cumsum(np.fromiter(map(len, ids), dtype=np.int64, count=len(ids)), out=offsets[1:])
     return np.fromiter(chain.from_iterable(ids), dtype=np.int64, count=offsets[-1]), offsets

@@ -268,8 +268,13 @@ def test_write_without_tables(results, tmp_path):
         "origin",
         "neighbors",
         "weights",
+        "similarities",
         "sources",
         "bias",
+        "source_tokens",
+        "source_tokens_offsets",
+        "target_tokens",
+        "target_tokens_offsets",
     }
     assert Initialization.read(tmp_path).coordinates is None
 
