@@ -81,6 +81,7 @@ PYBIND11_MODULE(OFA_MODULE, module) {
 
 #if defined(OFA_WITH_factorized_embedding)
   module.def("factorized_embedding_forward_workspace", &ofa::factorized_embedding::forward_workspace);
+  module.def("factorized_embedding_group_workspace", &ofa::factorized_embedding::group_workspace);
   module.def("factorized_embedding_backward_workspace", &ofa::factorized_embedding::backward_workspace);
   module.def("factorized_embedding_group", &ofa::factorized_embedding::group, release());
   module.def("factorized_embedding_forward", &ofa::factorized_embedding::forward, release());
