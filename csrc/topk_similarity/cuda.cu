@@ -13,6 +13,11 @@ constexpr int64_t most_of_scan = 1024;
 constexpr int most_splits = 8;
 constexpr int64_t blocks_wanted = 512;  // of a screen: several for each of some hundred processors
 constexpr int64_t scan_blocks = 1024;
+#ifndef OFA_SLAB  // tests have small ones
+#  define OFA_SLAB 16384
+#endif
+constexpr int64_t most_of_slab = OFA_SLAB;  // queries
+static_assert(most_of_slab % query_tile == 0);
 
 int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
@@ -34,9 +39,7 @@ struct Plan {
     seeds = static_cast<int>(std::min(whole, std::max(whole / 32, 2 * k)));
     listed = k <= 32 ? 256 : 512;
     kept = k <= 32 ? 512 : 1024;
-    slab = round_up(queries, query_tile);
-    slab = std::min<int64_t>(slab, 64 * query_tile);
-    slab = round_up(ceil_div(queries, ceil_div(queries, slab)), query_tile);
+    slab = round_up(ceil_div(queries, ceil_div(queries, most_of_slab)), query_tile);
     splits = static_cast<int>(std::clamp<int64_t>(blocks_wanted / (slab / query_tile), 1, most_splits));
   }
 };
