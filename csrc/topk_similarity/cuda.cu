@@ -10,6 +10,7 @@ namespace {
 
 constexpr int64_t deepest = 1 << 16;  // for which sums of products of codes stay below 2^31, and roundings small
 constexpr int64_t most_of_scan = 1024;
+constexpr int64_t most_seeds = 512;  // whose lows are sorted in shared memory
 constexpr int most_splits = 8;
 constexpr int64_t blocks_wanted = 512;  // of a screen: several for each of some hundred processors
 constexpr int64_t scan_blocks = 1024;
@@ -36,7 +37,7 @@ struct Plan {
     const int64_t whole = keys / key_tile;
     screened = depth > 0 && depth <= deepest && k <= most_neighbors && whole >= k && queries * keys >= 1 << 15;
     tiles = static_cast<int>(ceil_div<int64_t>(keys, key_tile));
-    seeds = static_cast<int>(std::min(whole, std::max(whole / 32, 2 * k)));
+    seeds = static_cast<int>(std::min(whole, std::max(std::min(whole / 32, most_seeds), 2 * k)));
     listed = k <= 32 ? 256 : 512;
     kept = k <= 32 ? 512 : 1024;
     slab = round_up(ceil_div(queries, ceil_div(queries, most_of_slab)), query_tile);
@@ -62,7 +63,7 @@ struct Scratch {
         overflows(memory, slab),
         overflow_count(memory, 1),
         query_codes(memory, slab * plan.padded),
-        key_codes(memory, slab ? plan.tiles * key_tile * plan.padded : 0),
+        key_codes(memory, slab ? plan.padded * plan.tiles * key_tile : 0),
         bounds(memory, slab),
         tiles(memory, slab ? plan.tiles : 0),
         lows(memory, slab * 2 * plan.seeds),
