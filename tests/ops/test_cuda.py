@@ -33,7 +33,7 @@ KERNELS = {
 EMULATED = {
     "topk_similarity": """
         test_values_of_small_tiles or odd and exact and not float16 or not_finite and nan
-        or hostile and (dot and (tied or magnitudes) or cosine and zero)
+        or hostile and (dot and (tied or negative or magnitudes) or cosine and zero)
     """,
     "factorized_embedding": """
         test_values and (small or odd or wide and float32 or no_tokens) or difficult and bfloat16

@@ -110,26 +110,30 @@ OFA_UNSEEN inline void go_to(Fiber& next) {
   setcontext(&next.start);
 }
 
-inline int next_thread() {  // that is not done
+// The next of `count` threads that is not done: of a warp, or of all.
+inline int next_thread(int count) {
   const Block& b = *block();
+  const int first = b.now / count * count;
   int next = b.now;
-  do next = (next + (b.reverse ? b.threads - 1 : 1)) % b.threads;
-  while (b.fibers[next].done);
+  do next = first + (next - first + (b.reverse ? count - 1 : 1)) % count;
+  while (b.fibers[next].done && next != b.now);
   return next;
 }
 
-OFA_UNSEEN inline void hand_over() {
+OFA_UNSEEN inline void hand_over(int count) {
   Block& b = *block();
   const int before = b.now;
-  b.now = next_thread();
+  b.now = next_thread(count);
   if (b.now != before && !__builtin_setjmp(b.fibers[before].at)) go_to(b.fibers[b.now]);
 }
 
 // A thread that waits for others hands over; if nothing happens while all do, none of them will ever go on.
-inline void wait_for(const std::function<bool()>& reached) {
+// Within a warp its threads take turns, so that it goes as far as it can before the others do: what races is seen.
+template <class Reached>
+void wait_for(int count, const Reached& reached) {
   while (!reached()) {
     if (++block()->idle > 2 * block()->threads) fail("threads wait for others that do not come");
-    hand_over();
+    hand_over(count);
   }
 }
 
@@ -142,7 +146,7 @@ inline void barrier() {
     ++b.barrier;
     return;
   }
-  wait_for([&] { return b.barrier != mine; });
+  wait_for(b.threads, [&] { return b.barrier != mine; });
 }
 
 // All threads of a warp leave something and go on when all have.
@@ -158,7 +162,7 @@ inline const Warp::Deposit* exchange(const char* instruction, const Warp::Deposi
     warp.arrived = 0;
     ++warp.turn;
   } else {
-    wait_for([&] { return warp.turn != mine; });
+    wait_for(32, [&] { return warp.turn != mine; });
   }
   return warp.deposits[mine % 2];
 }
@@ -174,7 +178,7 @@ inline void live() {
   b.idle = 0;
   if (b.alive && b.waiting == b.alive) b.waiting = 0, ++b.barrier;
   if (!b.alive) setcontext(&b.outside);
-  b.now = next_thread();
+  b.now = next_thread(b.threads);
   go_to(b.fibers[b.now]);
 }
 
