@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input
 NATIVE := CMakeLists.txt $(wildcard cmake/*) $(shell find csrc -type f)
-FORMATTED := $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+FORMATTED := $(shell find csrc tests/ops/cuda_emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 # benchmark-ratio compares the ops with those of this commit.
 BASE ?= origin/main
@@ -58,5 +58,5 @@ $(VENV)/.torch:
 	touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml $(NATIVE)
-	$(PIP) install -c $(VENV)/constraints.txt -e '.[test,lint]'
+	$(PIP) install -c $(VENV)/constraints.txt -C cmake.define.OFA_WERROR=ON -e '.[test,lint]'
 	touch $@

@@ -39,9 +39,13 @@ struct type_caster<ofa::Tensor> {
   PYBIND11_TYPE_CASTER(ofa::Tensor, const_name("torch.Tensor"));
 
   bool load(handle source, bool) {
+    const ofa::dlpack::ExchangeApi& api = exchange_api(Py_TYPE(source.ptr()));
     ofa::dlpack::Tensor raw{};
-    if (exchange_api(Py_TYPE(source.ptr())).tensor_from_py_object(source.ptr(), &raw)) throw error_already_set();
-    value = ofa::Tensor(raw);
+    void* stream = nullptr;
+    if (api.tensor_from_py_object(source.ptr(), &raw)) throw error_already_set();
+    if (raw.device.type == ofa::dlpack::cuda && api.current_work_stream(raw.device.type, raw.device.id, &stream))
+      throw error_already_set();
+    value = ofa::Tensor(raw, stream);
     return true;
   }
 };
@@ -77,6 +81,7 @@ PYBIND11_MODULE(OFA_MODULE, module) {
 
 #if defined(OFA_WITH_factorized_embedding)
   module.def("factorized_embedding_forward_workspace", &ofa::factorized_embedding::forward_workspace);
+  module.def("factorized_embedding_group_workspace", &ofa::factorized_embedding::group_workspace);
   module.def("factorized_embedding_backward_workspace", &ofa::factorized_embedding::backward_workspace);
   module.def("factorized_embedding_group", &ofa::factorized_embedding::group, release());
   module.def("factorized_embedding_forward", &ofa::factorized_embedding::forward, release());

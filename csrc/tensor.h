@@ -16,6 +16,7 @@ struct Device {
   int32_t type;  // 1: CPU, 2: CUDA
   int32_t id;
 };
+constexpr int32_t cuda = 2;  // as a device type
 struct DataType {
   uint8_t code;  // 0: int, 1: uint, 2: float, 4: bfloat, 6: bool
   uint8_t bits;
@@ -47,7 +48,7 @@ struct ExchangeApi {
 class Tensor {
  public:
   Tensor() = default;
-  explicit Tensor(const dlpack::Tensor& raw) : raw_(raw) {}
+  explicit Tensor(const dlpack::Tensor& raw, void* stream = nullptr) : raw_(raw), stream_(stream) {}
 
   int64_t dim() const { return raw_.ndim; }
   int64_t size(int axis) const { return raw_.shape[axis]; }
@@ -56,8 +57,9 @@ class Tensor {
     for (int i = 0; i < raw_.ndim; ++i) count *= raw_.shape[i];
     return count;
   }
-  bool is_cuda() const { return raw_.device.type == 2; }
+  int device_type() const { return raw_.device.type; }
   int device() const { return raw_.device.id; }
+  void* stream() const { return stream_; }  // of a CUDA tensor: the stream on which its framework works now
 
   Dtype dtype() const {
     const auto [code, bits, lanes] = raw_.dtype;
@@ -99,6 +101,7 @@ class Tensor {
     throw std::invalid_argument(std::string(argument) + " " + what);
   }
   dlpack::Tensor raw_{};
+  void* stream_ = nullptr;
 };
 
 }  // namespace ofa

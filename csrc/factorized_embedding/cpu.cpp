@@ -204,23 +204,26 @@ void forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_tensor, 
     });
 }
 
-int64_t group(Tensor ids, int64_t vocabulary, int64_t padding_idx, Tensor order, Tensor first, Tensor distinct) {
+int64_t group_workspace(int64_t) { return 0; }
+
+void group(Tensor ids, int64_t vocabulary, int64_t padding_idx, Tensor order, Tensor first, Tensor distinct,
+           Tensor count, Tensor) {
   const int64_t tokens = ids.numel();
-  return group_ids(ids.data<int64_t>("input_ids", {tokens}), tokens, vocabulary, padding_idx,
-                   order.data<int64_t>("order", {tokens}), first.data<int64_t>("first", {tokens + 1}),
-                   distinct.data<int64_t>("distinct", {tokens}));
+  *count.data<int64_t>("count", {1}) = group_ids(
+      ids.data<int64_t>("input_ids", {tokens}), tokens, vocabulary, padding_idx, order.data<int64_t>("order", {tokens}),
+      first.data<int64_t>("first", {tokens + 1}), distinct.data<int64_t>("distinct", {tokens}));
 }
 
 void backward(Tensor grad_out_tensor, Tensor order_tensor, Tensor first_tensor, Tensor distinct_tensor,
-              Tensor coordinates_tensor, Tensor basis_tensor, Tensor grad_coordinates_tensor, Tensor grad_basis_tensor,
-              Tensor workspace, int threads) {
-  const int64_t distinct = distinct_tensor.numel(), vocabulary = coordinates_tensor.size(0),
-                rank = basis_tensor.size(0), width = basis_tensor.size(1);
+              Tensor count_tensor, Tensor coordinates_tensor, Tensor basis_tensor, Tensor grad_coordinates_tensor,
+              Tensor grad_basis_tensor, Tensor workspace, int threads) {
+  const int64_t tokens = order_tensor.numel(), distinct = *count_tensor.data<int64_t>("count", {1}),
+                vocabulary = coordinates_tensor.size(0), rank = basis_tensor.size(0), width = basis_tensor.size(1);
   const Dtype dtype = coordinates_tensor.dtype();
-  const void* grad_out = grad_out_tensor.data("grad_out", {grad_out_tensor.size(0), width});
-  const int64_t* order = order_tensor.data<int64_t>("order", {order_tensor.numel()});
-  const int64_t* first = first_tensor.data<int64_t>("first", {distinct + 1});
-  const int64_t* id = distinct_tensor.data<int64_t>("distinct", {distinct});
+  const void* grad_out = grad_out_tensor.data("grad_out", {tokens, width});
+  const int64_t* order = order_tensor.data<int64_t>("order", {tokens});
+  const int64_t* first = first_tensor.data<int64_t>("first", {tokens + 1});
+  const int64_t* id = distinct_tensor.data<int64_t>("distinct", {tokens});
   const char* coordinates = static_cast<const char*>(coordinates_tensor.data("coordinates", {vocabulary, rank}));
   const void* basis = basis_tensor.data("basis", {rank, width});
   const int64_t row_bytes = rank * item_size(dtype);
@@ -241,7 +244,7 @@ void backward(Tensor grad_out_tensor, Tensor order_tensor, Tensor first_tensor, 
   const GemmTable& gemm = OFA_SELECT(gemm);
   const SumSegments sum_segments = OFA_SELECT(sum_segments);
   Workspace memory(workspace);
-  BackwardScratch scratch(memory, order_tensor.numel(), distinct, rank, width, threads);
+  BackwardScratch scratch(memory, tokens, distinct, rank, width, threads);
   if (grad_coordinates) scratch.basis.pack(gemm, basis, dtype, width, false, threads);
 
   // The sum of an id with many tokens is divided by columns, which leaves their order.

@@ -15,8 +15,10 @@ void forward(Tensor queries,    // [Q, d]
              Tensor scores,     // [Q, k] float32
              Tensor indices,    // [Q, k] int64
              Tensor report,     // [2] int64: queries for which the screen let more than half of the keys pass, and
-                                // pairs whose float64 score was computed
+                                // pairs whose float64 score was computed. On CUDA, where nothing waits for the
+                                // device, [4]: then the first rows of queries and of keys that are not finite, or -1,
+                                // and it counts queries for which more keys passed than there is room for
              Tensor workspace,  // [bytes] uint8
-             int threads);
+             int threads);      // of the CPU
 
 }  // namespace ofa::topk_similarity

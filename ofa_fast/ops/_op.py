@@ -15,7 +15,7 @@ from ofa_fast import _native
 
 ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-TRITON_CAPABILITY = (8, 0)  # from which on tensor cores take bfloat16 and TF32
+GPU_CAPABILITY = (8, 0)  # from which on tensor cores take bfloat16 and TF32
 
 _library = torch.library.Library("ofa_fast", "DEF")
 _forced: list[str] = []
@@ -73,10 +73,12 @@ class Op:
         if name not in self.backends:
             return "this op has no such kernel"
         if name == "triton":
-            if why_not := _no_triton(device):
-                return why_not
+            if importlib.util.find_spec("triton") is None:
+                return "triton is not installed"
         elif getattr(_native, name) is None:
             return _native.reason[name]
+        if device == "cuda" and (why_not := _no_gpu()):
+            return why_not
         if not dtypes <= set(self.dtypes):
             return f"it takes {', '.join(str(d).removeprefix('torch.') for d in self.dtypes)}"
         return self.limits[name](*args) if args and name in self.limits else None
@@ -96,16 +98,13 @@ class Op:
 
 
 @functools.cache
-def _no_triton(device: str) -> str | None:
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed"
-    if device == "cuda":
-        if not torch.cuda.is_available():
-            return "torch finds no GPU"
-        if torch.cuda.get_device_capability() < TRITON_CAPABILITY:
-            return "it needs compute capability {}.{} and this GPU has {}.{}".format(
-                *TRITON_CAPABILITY, *torch.cuda.get_device_capability()
-            )
+def _no_gpu() -> str | None:
+    if not torch.cuda.is_available():
+        return "torch finds no GPU"
+    if torch.cuda.get_device_capability() < GPU_CAPABILITY:
+        return "it needs compute capability {}.{} and this GPU has {}.{}".format(
+            *GPU_CAPABILITY, *torch.cuda.get_device_capability()
+        )
     return None
 
 
@@ -121,3 +120,8 @@ def on_first_use(module: str, function: str) -> Callable:
 
 def workspace(size: int, like: torch.Tensor) -> torch.Tensor:
     return torch.empty(size, dtype=torch.uint8, device=like.device)
+
+
+def capturing(like: torch.Tensor) -> bool:
+    """Whether work on this tensor's device is recorded into a CUDA graph, where nothing may wait for the device."""
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()

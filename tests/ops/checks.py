@@ -9,6 +9,7 @@ arithmetic) at the dtype of the inputs, plus ``slack`` units in the last place o
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import threading
 import warnings
@@ -23,6 +24,7 @@ from ofa_fast import _native
 from ofa_fast.ops import _op, backend
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+EMULATED = os.environ.get("OFA_CUDA_EMULATED")  # the CUDA kernels as a module for CPUs; see test_cuda.py
 ISAS = ("scalar", "avx2", "avx512", "avx512_vnni", "amx")
 
 
@@ -44,7 +46,11 @@ def _on_the_gpu(kernel: Callable) -> Callable:
 
 
 def _runnable_on_gpus() -> Iterator[str]:
-    """Backends for GPUs, made to take CPU tensors: Triton's interpreter does, and a GPU is asked where there is one."""
+    """Backends for GPUs, made to take CPU tensors: emulators do, and a GPU is asked where there is one."""
+    if EMULATED:
+        specification = importlib.util.spec_from_file_location("_cuda", EMULATED)
+        _native.cuda = importlib.util.module_from_spec(specification)
+        specification.loader.exec_module(_native.cuda)
     for name in ("cuda", "triton"):
         for op in _op.OPS.values():
             if name in op.backends and torch.cuda.is_available():
@@ -52,7 +58,7 @@ def _runnable_on_gpus() -> Iterator[str]:
         if name == "triton" and INTERPRETED:  # small cases have many tiles, and lists that overflow
             search = importlib.import_module("ofa_fast.ops.topk_similarity.triton")
             search.BLOCK_Q, search.BLOCK_K, search.BLOCK_D, search.BLOCK_PAIRS, search.CAPACITY = 16, 16, 16, 2048, 48
-        if torch.cuda.is_available() or (name == "triton" and INTERPRETED):
+        if torch.cuda.is_available() or (INTERPRETED if name == "triton" else EMULATED):
             _op.ORDER["cpu"] = (*_op.ORDER["cpu"], name)
             if any(op.refusal(name, "cpu", {torch.float32}) is None for op in _op.OPS.values()):
                 yield name

@@ -35,6 +35,13 @@ SHAPES = {  # Q, K, d, k
     "all keys": (10, 64, 17, 64),
     "many neighbours": (9, 1100, 7, 1000),
 }
+TILES = {  # what takes the CUDA kernels several tiles, rounds or stages
+    "one round": (30, 1400, 20, 5),
+    "three rounds": (6, 7000, 20, 1),
+    "long rows": (33, 1000, 200, 5),
+    "two slabs": (270, 400, 9, 3),
+    "many neighbours": (7, 5200, 5, 40),
+}
 metrics = pytest.mark.parametrize("metric", ["cosine", "dot"])
 
 
@@ -75,6 +82,14 @@ def test_exact(name, dtype, metric, shape):
 
 
 @on_every_backend
+@pytest.mark.parametrize("shape", TILES)
+def test_values_of_small_tiles(name, shape):
+    q, n, d, k = TILES[shape]
+    with use(name):
+        assert_exact(*make(q, n, d, torch.bfloat16 if shape == "one round" else torch.float32), k, "cosine")
+
+
+@on_every_backend
 @metrics
 @pytest.mark.parametrize("kind", KINDS)
 def test_exact_on_hostile_inputs(name, metric, kind):
@@ -85,6 +100,7 @@ def test_exact_on_hostile_inputs(name, metric, kind):
         for queries in (plain, plain.abs(), keys[5:20], torch.zeros(15, 24)):
             assert_exact(queries, keys, 10, metric)
             assert_exact(queries[:2], keys, 10, metric)
+        assert_exact(torch.cat([plain.abs(), keys[:25]]), keys, 5, metric)
 
 
 def test_200_random_cases():

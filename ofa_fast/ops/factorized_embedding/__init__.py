@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ofa_fast import _native
-from ofa_fast.ops._op import Op, on_first_use, workspace
+from ofa_fast.ops._op import Op, capturing, on_first_use, workspace
 from ofa_fast.ops.factorized_embedding import reference
 
 _HUGE_PAGE = 1 << 21
@@ -43,12 +43,20 @@ def _forward_native(ids, coordinates, basis):
     return out
 
 
+def _group(native, ids, coordinates, padding_idx):
+    """Tokens sorted by id, where each id's begin, the distinct ids, and how many there are."""
+    n = len(ids)
+    groups = ids.new_empty(n), ids.new_empty(n + 1), ids.new_empty(n), ids.new_empty(1)
+    scratch = workspace(native.factorized_embedding_group_workspace(n), ids)
+    native.factorized_embedding_group(ids.contiguous(), len(coordinates), padding_idx, *groups, scratch)
+    return groups
+
+
 def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
     (n,), (r, d) = ids.shape, basis.shape
     threads = torch.get_num_threads()
-    order, first, distinct = ids.new_empty(n), ids.new_empty(n + 1), ids.new_empty(n)
-    u = _native.cpu.factorized_embedding_group(ids.contiguous(), len(coordinates), padding_idx, order, first, distinct)
-    first, distinct = first[: u + 1], distinct[:u].clone()
+    order, first, distinct, count = _group(_native.cpu, ids, coordinates, padding_idx)
+    u = int(count)
     grad_coordinates = grad_basis = grad.new_empty(0)
     if needs[0]:
         grad_coordinates = grad.new_empty(u, r) if sparse else _zeros(coordinates.shape, coordinates)
@@ -57,11 +65,48 @@ def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
     scratch = workspace(_native.cpu.factorized_embedding_backward_workspace(n, u, r, d, threads), grad)
     tables = coordinates.contiguous(), basis.contiguous()
     _native.cpu.factorized_embedding_backward(
-        grad.contiguous(), order, first, distinct, *tables, grad_coordinates, grad_basis, scratch, threads
+        grad.contiguous(), order, first, distinct, count, *tables, grad_coordinates, grad_basis, scratch, threads
     )
     if sparse and needs[0]:
-        grad_coordinates = _sparse(distinct, grad_coordinates, coordinates)
+        grad_coordinates = _sparse(distinct[:u].clone(), grad_coordinates, coordinates)
     return grad_coordinates, grad_basis
+
+
+def _forward_cuda(ids, coordinates, basis):
+    if not capturing(ids):
+        reference.check_ids(ids, coordinates)
+    out = coordinates.new_empty(len(ids), basis.shape[1])
+    nothing = workspace(0, out)
+    _native.cuda.factorized_embedding_forward(
+        ids.contiguous(), coordinates.contiguous(), basis.contiguous(), out, nothing, 0
+    )
+    return out
+
+
+def _backward_cuda(grad, ids, coordinates, basis, padding_idx, sparse, needs):
+    if not capturing(ids):
+        reference.check_ids(ids, coordinates)
+    (n,), (v, r), d = ids.shape, coordinates.shape, basis.shape[1]
+    groups = _group(_native.cuda, ids, coordinates, padding_idx)
+    grad_coordinates = grad_basis = grad.new_empty(0)
+    if needs[0] and sparse:
+        distinct = groups[2][: int(groups[3])].clone()  # waits for the device
+        grad_coordinates = grad.new_empty(len(distinct), r)
+    elif needs[0]:
+        grad_coordinates = coordinates.new_zeros(v, r)
+    if needs[1]:
+        grad_basis = torch.empty_like(basis, memory_format=torch.contiguous_format)
+    scratch = workspace(_native.cuda.factorized_embedding_backward_workspace(n, min(n, v), r, d, 0), grad)
+    tables = coordinates.contiguous(), basis.contiguous()
+    _native.cuda.factorized_embedding_backward(
+        grad.contiguous(), *groups, *tables, grad_coordinates, grad_basis, scratch, 0
+    )
+    return _sparse(distinct, grad_coordinates, coordinates) if sparse and needs[0] else grad_coordinates, grad_basis
+
+
+def _cuda_limit(ids, coordinates):
+    rows = max(len(ids), len(coordinates))
+    return f"it takes fewer than 2^31 rows, got {rows}" if rows >= 1 << 31 else None
 
 
 def _forward_reference(ids, coordinates, basis):
@@ -93,9 +138,11 @@ _forward = Op(
     fake=lambda ids, coordinates, basis: coordinates.new_empty(ids.shape[0], basis.shape[1]),
     backends={
         "cpu": _forward_native,
+        "cuda": _forward_cuda,
         "triton": on_first_use(f"{__name__}.triton", "forward"),
         "reference": _forward_reference,
     },
+    limits={"cuda": lambda ids, coordinates, *_: _cuda_limit(ids, coordinates)},
 )
 # Gradients of coordinates, if sparse a coalesced sparse_coo tensor, and of basis, without what padding_idx (-1: none)
 # adds to them; those that `needs` does not ask for are empty.
@@ -105,9 +152,11 @@ _backward = Op(
     fake=_backward_fake,
     backends={
         "cpu": _backward_native,
+        "cuda": _backward_cuda,
         "triton": on_first_use(f"{__name__}.triton", "backward"),
         "reference": _backward_reference,
     },
+    limits={"cuda": lambda grad, ids, coordinates, *_: _cuda_limit(ids, coordinates)},
 )
 
 

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 
 from ofa_fast import _native
-from ofa_fast.ops._op import Op, on_first_use, workspace
+from ofa_fast.ops._op import Op, capturing, on_first_use, workspace
 from ofa_fast.ops.topk_similarity import reference
 
 METRICS = ("cosine", "dot")
+_MOST_NEIGHBORS_CUDA = 1024
 _BLOCK = 1 << 22  # scores that the reference holds at once; elements of the backward pass's float64 copies
 
 
@@ -25,6 +26,30 @@ def _forward_native(queries, keys, k, metric):
             queries.contiguous(), keys.contiguous(), k, metric == "cosine", scores, indices, report, scratch, threads
         )
     return scores, indices, report
+
+
+def _forward_cuda(queries, keys, k, metric):
+    (q, d), n = queries.shape, keys.shape[0]
+    scores = queries.new_empty(q, k, dtype=torch.float32)
+    indices = queries.new_empty(q, k, dtype=torch.int64)
+    report = queries.new_zeros(4, dtype=torch.int64)
+    if q:
+        scratch = workspace(_native.cuda.topk_similarity_workspace(q, n, d, k, 0), queries)
+        _native.cuda.topk_similarity(
+            queries.contiguous(), keys.contiguous(), k, metric == "cosine", scores, indices, report, scratch, 0
+        )
+        if not capturing(queries):
+            for name, row in zip(("queries", "keys"), report[2:].tolist(), strict=True):
+                if row >= 0:
+                    raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
+    return scores, indices, report[:2].clone()
+
+
+def _cuda_limit(queries, keys, k, metric):
+    if k > _MOST_NEIGHBORS_CUDA:
+        return f"it takes k up to {_MOST_NEIGHBORS_CUDA}, got {k}"
+    rows = max(len(queries), len(keys))
+    return f"it takes fewer than 2^31 rows, got {rows}" if rows >= 1 << 31 else None
 
 
 def _forward_reference(queries, keys, k, metric):
@@ -55,9 +80,11 @@ _forward = Op(
     fake=_fake,
     backends={
         "cpu": _forward_native,
+        "cuda": _forward_cuda,
         "triton": on_first_use(f"{__name__}.triton", "forward"),
         "reference": _forward_reference,
     },
+    limits={"cuda": _cuda_limit},
 )
 
 

@@ -25,6 +25,15 @@ def near_one(rows: torch.Tensor) -> torch.Tensor:
     return rows * torch.exp2(-exponents.double())
 
 
+def root(x: torch.Tensor) -> torch.Tensor:
+    """The number nearest to the square root; MKL's, which torch takes on a CPU, may be its neighbour."""
+    near = x.sqrt()
+    high = near.float().double()
+    low = near - high
+    rest = x - high * high - 2 * high * low - low * low  # x - near * near: all but the last product are exact
+    return near + (rest / (2 * near)).detach()
+
+
 def topk_similarity(
     queries: torch.Tensor, keys: torch.Tensor, k: int, metric: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,7 +45,7 @@ def topk_similarity(
     if metric == "cosine":
         q_squared, x_squared = dot(q, q)[:, None], dot(x, x)[None]
         nonzero = (q_squared > 0) & (x_squared > 0)
-        norms = torch.where(q_squared > 0, q_squared, 1.0).sqrt() * torch.where(x_squared > 0, x_squared, 1.0).sqrt()
+        norms = root(torch.where(q_squared > 0, q_squared, 1.0)) * root(torch.where(x_squared > 0, x_squared, 1.0))
         scores = torch.where(nonzero, scores / norms, 0.0)
     indices = torch.sort(scores, dim=1, descending=True, stable=True).indices[:, :k]
     return scores.gather(1, indices).to(torch.promote_types(queries.dtype, torch.float32)), indices

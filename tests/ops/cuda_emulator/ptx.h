@@ -1,0 +1,114 @@
+// csrc/ptx.h for the emulator: what each instruction does according to the PTX manual.
+#pragma once
+
+#include <cuda_runtime.h>
+
+namespace ofa {
+
+inline void copy_async(void* shared, const void* global) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
+    emulator::fail("a copy that is not aligned to 16 bytes");
+  emulator::fiber().open.push_back({shared, global});
+}
+inline void commit_copies() {
+  auto& fiber = emulator::fiber();
+  fiber.groups.push_back(std::move(fiber.open));
+  fiber.open.clear();
+}
+template <int pending>
+void wait_for_copies() {
+  auto& groups = emulator::fiber().groups;
+  while (groups.size() > pending) {
+    for (const auto& copy : groups.front()) std::memcpy(copy.to, copy.from, 16);
+    groups.erase(groups.begin());
+  }
+}
+
+inline void load_matrices(uint32_t (&word)[4], const void* row) {
+  emulator::Warp::Deposit own{};
+  own.value = reinterpret_cast<uintptr_t>(row);
+  const auto* const all = emulator::exchange("ldmatrix", own);
+  const int lane = emulator::block()->now % 32;
+  for (int m = 0; m < 4; ++m) {
+    unsigned banks = 0;
+    for (int i = 0; i < 8; ++i) banks |= 1u << all[8 * m + i].value % 128 / 16;
+    if (banks != 0xff) emulator::fail("rows of a matrix in the same banks of shared memory");
+    std::memcpy(&word[m], reinterpret_cast<const uint8_t*>(all[8 * m + lane / 4].value) + 4 * (lane % 4), 4);
+  }
+}
+
+struct Half {
+  uint16_t bits;
+};
+struct Bfloat {
+  uint16_t bits;
+};
+
+inline float to_float(float x) { return x; }
+inline float to_float(Bfloat x) { return __uint_as_float(static_cast<uint32_t>(x.bits) << 16); }
+inline float to_float(Half x) { return static_cast<float>(same_bits<_Float16>(x.bits)); }
+
+template <class T>
+T from_float(float x);
+template <>
+inline float from_float<float>(float x) {
+  return x;
+}
+template <>
+inline Half from_float<Half>(float x) {
+  return {same_bits<uint16_t>(static_cast<_Float16>(x))};
+}
+template <>
+inline Bfloat from_float<Bfloat>(float x) {
+  if (x != x) return {0x7fff};
+  const uint32_t bits = __float_as_uint(x);
+  return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+inline uint32_t to_tf32(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return std::isfinite(x) ? (bits + 0x1000) & ~0x1fffu : bits;
+}
+
+// Products of the elements of two words.
+template <class T>
+float word_product(uint32_t a, uint32_t b) {
+  const auto element = [](uint32_t word, int i) { return to_float(T{static_cast<uint16_t>(word >> 16 * i)}); };
+  return element(a, 0) * element(b, 0) + element(a, 1) * element(b, 1);
+}
+template <>
+inline float word_product<float>(uint32_t a, uint32_t b) {  // tensor cores do not look at the last 13 bits
+  return __uint_as_float(a & ~0x1fffu) * __uint_as_float(b & ~0x1fffu);
+}
+template <>
+inline float word_product<int8_t>(uint32_t a, uint32_t b) {
+  int sum = 0;
+  for (int i = 0; i < 4; ++i) sum += static_cast<int8_t>(a >> 8 * i) * static_cast<int8_t>(b >> 8 * i);
+  return static_cast<float>(sum);
+}
+
+template <class T, class Sum>
+void product(Sum (&sum)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
+  const auto* const all = emulator::exchange("mma", {{left[0], left[1], left[2], left[3], right0, right1}, 0});
+  const int lane = emulator::block()->now % 32, row = lane / 4;
+  for (int j = 0; j < 4; ++j) {
+    const int column = lane % 4 * 2 + j % 2, lower = j / 2;
+    Sum total = 0;
+    for (int half = 0; half < 2; ++half)
+      for (int i = 0; i < 4; ++i)
+        total += static_cast<Sum>(
+            word_product<T>(all[4 * row + i].words[lower + 2 * half], all[4 * column + i].words[4 + half]));
+    sum[j] += total;
+  }
+}
+template <class T>
+void multiply(float (&sum)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
+  product<T>(sum, left, right0, right1);
+}
+inline void multiply_bytes(int32_t (&sum)[4], const uint32_t (&left)[4], uint32_t right0, uint32_t right1) {
+  product<int8_t>(sum, left, right0, right1);
+}
+
+inline uint8_t* dynamic_shared() { return emulator::block()->shared; }
+
+}  // namespace ofa

@@ -1,0 +1,230 @@
+"""CUDA kernels without a GPU: the ops' own tests on kernels that g++ compiled for cuda_emulator/, with sanitizers, and
+what nvcc made of them. With a GPU the ops' tests run them there, and this file records them into CUDA graphs."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+import torch
+
+from ofa_fast import _native
+from ofa_fast.ops import _op
+
+ROOT = Path(__file__).parents[2]
+EMULATOR = Path(__file__).parent / "cuda_emulator"
+KERNELS = {
+    "topk_similarity": {"measure", "encode", "screen", "first_limit", "tighten", "rescore", "scan"},
+    "factorized_embedding": {
+        "count_digits", "accumulate", "place_tokens", "count_heads", "write_groups", "look_up", "sum_pieces",
+        "add_pieces", "project", "multiply_transposed", "add_slices",
+    },
+}  # fmt: skip
+# A handful of every op's tests: a product of two tiles takes the emulator milliseconds.
+EMULATED = {
+    "topk_similarity": """
+        test_values_of_small_tiles or odd and exact and not float16 or not_finite and nan
+        or hostile and (dot and (tied or negative or magnitudes) or cosine and zero)
+    """,
+    "factorized_embedding": """
+        test_values and (small or odd or wide and float32 or no_tokens) or difficult and bfloat16
+        or sparse and (odd or three) and not float16 or padding and float32 or range or around_it and float32
+    """,
+}
+PRODUCTS = {"screen": "IMMA", "look_up": "HMMA", "project": "HMMA", "multiply_transposed": "HMMA"}
+SPILLED = {"screen": 0, "look_up": 96, "project": 96, "multiply_transposed": 96}  # bytes a thread; 16 of the others
+with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+with_module = pytest.mark.skipif(_native.cuda is None, reason=f"_cuda is {_native.reason.get('cuda')}")
+
+
+def _library(name):
+    return subprocess.check_output(["g++", f"-print-file-name={name}"], text=True).strip()
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory):
+    """A module like _cuda whose kernels run on CPU tensors, a tile of some hundred queries at a time."""
+    if not shutil.which("g++"):
+        pytest.skip("there is no g++")
+    folder = tmp_path_factory.mktemp("emulated")
+    pybind11 = importlib.import_module("pybind11").get_include()
+    compiler = [
+        "g++",
+        "-std=c++17",
+        "-fPIC",
+        "-fvisibility=hidden",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-Wno-unknown-pragmas",
+    ]
+    compiler += [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-I{sysconfig.get_path('include')}", "-isystem", pybind11]
+    compiler += ["-include", "cuda_runtime.h", "-DOFA_MODULE=_cuda", "-DOFA_SLAB=256", "-x", "c++", "-c"]
+    compiler += [f"-DOFA_WITH_{op}" for op in KERNELS]
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    jobs = [(f"{op}/cuda.cu", ["-O1", "-g1", *sanitizers]) for op in KERNELS]
+    jobs += [("device.cu", ["-O0"]), ("module.cpp", ["-O0"])]
+    for source, options in jobs:
+        out = folder / f"{source.replace('/', '_')}.o"
+        subprocess.run([*compiler, *options, ROOT / "csrc" / source, "-o", out], check=True)
+    module = folder / "_cuda.so"
+    subprocess.run(["g++", "-shared", *sanitizers, *folder.glob("*.o"), "-o", module], check=True)
+    return module
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the ops' own tests run these kernels on the GPU")
+@pytest.mark.parametrize("op", KERNELS)
+def test_in_the_emulator(op, emulated):
+    chosen = f"cuda and ({' '.join(EMULATED[op].split())})"
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        f"tests/ops/test_{op}.py",
+        "-k",
+        chosen,
+    ]
+    environment = {
+        "OFA_CUDA_EMULATED": str(emulated),
+        "LD_PRELOAD": " ".join(map(_library, ("libasan.so", "libstdc++.so"))),
+        "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0",
+    }
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert " passed" in done.stdout
+
+
+def _plain(symbol):
+    """The name of a kernel within its mangled symbol: the last part of a nested name."""
+    at, names = symbol.index("_ZN") + 3, []
+    while symbol[at].isdigit():
+        digits = re.match(r"\d+", symbol[at:])[0]
+        at += len(digits)
+        names.append(symbol[at : at + int(digits)])
+        at += int(digits)
+    return names[-1]
+
+
+def _tool(*arguments, **options):
+    tools = Path(importlib.import_module("triton").__file__).parent / "backends" / "nvidia" / "bin"
+    environment = os.environ | {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
+    command = [tools / "cuobjdump", *arguments, _native.cuda.__file__]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=environment, **options).stdout
+
+
+@with_module
+def test_what_kernels_take_of_a_processor(record_property):
+    pytest.importorskip("triton")
+    architecture, name, found = None, None, defaultdict(set)
+    for line in _tool("--dump-resource-usage").splitlines():
+        if match := re.search(r"arch = (\w+)", line):
+            architecture = match[1]
+        elif match := re.search(r"Function (\w+):", line):
+            name = _plain(match[1])
+        elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
+            registers, stack, shared, local = map(int, match.groups())
+            found[architecture].add(name)
+            record_property(f"{name} {architecture}", f"{registers} registers, {stack} B spilled, {shared} B shared")
+            assert registers <= (168 if PRODUCTS.get(name) == "HMMA" else 255 if name == "screen" else 64), name
+            assert stack + local <= SPILLED.get(name, 16), name
+            assert shared <= 48 << 10, name
+    assert "sm_80" in found
+    assert all(kernels == set().union(*KERNELS.values()) for kernels in found.values())
+    assert "sm_80" in _tool("--list-ptx")
+
+
+@with_module
+def test_instructions():
+    """Products are the tensor cores', and no sum of floating-point numbers depends on who comes first."""
+    pytest.importorskip("triton")
+    products = defaultdict(int)
+    name = None
+    for line in _tool("-sass", "-arch", "sm_80").splitlines():
+        if match := re.search(r"Function : (\w+)", line):
+            name = _plain(match[1])
+        for kind in ("IMMA", "HMMA"):
+            products[name, kind] += f" {kind}." in line
+        assert not re.search(r"\b(ATOM|ATOMS|ATOMG|RED)\S*\.F(16|32|64|TZ)", line), line
+    used = {key: count for key, count in products.items() if count}
+    assert used.keys() == set(PRODUCTS.items())
+    assert used["screen", "IMMA"] == 4 * 64  # its four kernels, each two steps of 32 products
+
+
+@with_module
+def test_module_without_a_driver():
+    if torch.cuda.is_available():
+        assert _native.cuda.device_count() > 0
+        return
+    with pytest.raises(RuntimeError, match=r"driver|device"):
+        _native.cuda.device_count()
+    for op in KERNELS:
+        assert _op.OPS[op].refusal("cuda", "cuda", {torch.float32}) == "torch finds no GPU"
+    with pytest.raises(ValueError, match="must be on a CUDA device"):
+        x = torch.zeros(4, 4)
+        _native.cuda.factorized_embedding_forward(torch.zeros(4).long(), x, x, x, torch.zeros(0).byte(), 0)
+
+
+def test_a_limit_has_a_reason():
+    limit = _op.OPS["topk_similarity"].limits["cuda"]
+    assert limit(torch.zeros(2, 3), torch.zeros(2000, 3), 1025, "dot") == "it takes k up to 1024, got 1025"
+    assert limit(torch.zeros(2, 3), torch.zeros(2000, 3), 1024, "dot") is None
+
+
+def _recorded(run, inputs, others):
+    """What a CUDA graph of ``run(*inputs)`` gives after ``others`` have been copied into ``inputs``."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        run(*inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        outputs = run(*inputs)
+    for tensor, other in zip(inputs, others, strict=True):
+        tensor.copy_(other)
+    graph.replay()
+    torch.cuda.synchronize()
+    return outputs
+
+
+@with_gpu
+@with_module
+@pytest.mark.parametrize("k", [5, 200])
+def test_search_in_a_graph(k):
+    run = importlib.import_module("ofa_fast.ops.topk_similarity")._forward_cuda
+    made = [(torch.randn(50, 40, device="cuda"), torch.randn(3000, 40, device="cuda")) for _ in range(2)]
+    made[1][1][:2000] = made[1][1][:1]  # lists overflow, in the second only
+    expected = run(*made[1], k, "cosine")
+    outputs = _recorded(lambda q, x: run(q, x, k, "cosine"), *made)
+    assert all(map(torch.equal, outputs, expected))
+
+
+@with_gpu
+@with_module
+def test_lookup_in_a_graph():
+    module = importlib.import_module("ofa_fast.ops.factorized_embedding")
+
+    def make():
+        tables = torch.randn(97, 24, device="cuda"), torch.randn(24, 40, device="cuda")
+        return torch.randint(97, (300,), device="cuda"), *tables, torch.randn(300, 40, device="cuda")
+
+    def run(ids, coordinates, basis, grad):
+        out = module._forward_cuda(ids, coordinates, basis)
+        return out, *module._backward_cuda(grad, ids, coordinates, basis, 3, False, [True, True])
+
+    first, second = make(), make()
+    expected = run(*second)
+    assert all(map(torch.equal, _recorded(run, first, second), expected))
