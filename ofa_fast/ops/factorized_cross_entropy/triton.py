@@ -20,13 +20,14 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
-from ofa_fast.ops._triton import dot, roomy, rounded, rows_of
+from ofa_fast.ops._triton import capability, capturing, dot, processors, roomy, rounded, rows_of
 from ofa_fast.ops.factorized_cross_entropy import _gradients, _outputs, reference
 
 WIDTHS = (512, 256, 128, 64, 32, 16)
-PROGRAMS = 264  # that the forward pass is divided into: two for each of an H100's or H200's 132 processors
+PROGRAMS_EACH = 2  # for each of a GPU's processors, that the forward pass is divided into
 MAX_SPLITS, SPLIT_TILES = 64, 4  # splits at most, and tiles of one at least
 STEP = tl.constexpr(32)  # columns
+LOG2_E, LN_2 = tl.constexpr(1 / math.log(2)), tl.constexpr(math.log(2))
 
 
 @triton.jit
@@ -79,17 +80,51 @@ def _add(total, scale, weights, values, ROWS: tl.constexpr, WIDTH: tl.constexpr)
 
 
 @triton.jit
+def _in_unit(s, shift, dtype: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Scores plus ``shift``, half precision's in bits, which makes one instruction of a multiplication and an addition.
+
+    log2(e) as a float32 is off by 1.3e-8 of itself: a fifth of what rounding a score to float32 loses.
+    """
+    if dtype == tl.float32:
+        return s + shift
+    else:
+        return tl.fma(s, tl.full((ROWS, COLUMNS), LOG2_E, tl.float32), tl.broadcast_to(shift * LOG2_E, (ROWS, COLUMNS)))
+
+
+@triton.jit
+def _power(x, dtype: tl.constexpr):
+    if dtype == tl.float32:
+        return tl.exp(x)
+    else:
+        return tl.exp2(x)
+
+
+@triton.jit
+def _share(counted, vocabulary, most, PROGRAMS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr):
+    """Labelled positions, blocks of them, and into how many splits of how many tiles the vocabulary is divided.
+
+    The host does not know how many positions are labelled, so the programs divide the work among themselves.
+    """
+    count = tl.load(counted)
+    blocks = tl.cdiv(count, BLOCK_N)
+    tiles = tl.cdiv(vocabulary, BLOCK_V)
+    split_tiles = tl.cdiv(tiles, tl.maximum(tl.minimum(PROGRAMS // tl.maximum(blocks, 1), most), 1))
+    return count, blocks, tl.cdiv(tiles, split_tiles), split_tiles
+
+
+@triton.jit
 def _forward(
-    hidden, table, bias, labels, largest, sums, partial, positions, vocabulary, split_tiles,
+    hidden, table, bias, labels, counted, largest, sums, partial, positions, vocabulary, most,
     R: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
-    MAGNIFIED: tl.constexpr, HAS_BIAS: tl.constexpr, WITH_OTHERS: tl.constexpr,
+    PROGRAMS: tl.constexpr, MAGNIFIED: tl.constexpr, HAS_BIAS: tl.constexpr, WITH_OTHERS: tl.constexpr,
 ):  # fmt: skip
-    """Of split s: maximum, sum of exponentials, and their weighted sum of F, over all entries but the label."""
-    split = tl.program_id(1)
-    position = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    valid = position < positions
+    """Of a split: maximum, sum of exponentials, and their weighted sum of F, over all entries but the label."""
+    count, blocks, splits, split_tiles = _share(counted, vocabulary, most, PROGRAMS, BLOCK_N, BLOCK_V)
+    split = tl.program_id(0) // tl.maximum(blocks, 1)
+    position = tl.program_id(0) % tl.maximum(blocks, 1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    valid = position < tl.where(split < splits, count, 0)
     dtype = hidden.dtype.element_ty
-    label = tl.load(labels + position, mask=valid, other=-1)
+    label = tl.load(labels + position, mask=valid, other=-1).to(tl.int32)
     if dtype != tl.float32:
         ha, hb, hc = _parts(hidden, position, valid, dtype, R, A, B, C)
     m = tl.full((BLOCK_N,), float("-inf"), tl.float32)
@@ -107,14 +142,15 @@ def _forward(
             s = _scores_in_steps(hidden, position, valid, table, entry, entry < end, BLOCK_N, BLOCK_V, R)
         else:
             s = _scores(ha, hb, hc, fa, fb, fc, BLOCK_N, BLOCK_V, B, C)
+        shift = tl.where(entry < end, 0.0, float("-inf"))  # one addition a score for the bias and the last tile's end
         if HAS_BIAS:
-            s += tl.load(bias + entry, mask=entry < end, other=0.0).to(tl.float32)[None, :]
-        is_label = entry[None, :] == label[:, None]
-        s = tl.where(is_label | (entry >= end)[None, :], float("-inf"), s)
+            shift = tl.load(bias + entry, mask=entry < end, other=float("-inf")).to(tl.float32)
+        s = _in_unit(s, shift[None, :], dtype, BLOCK_N, BLOCK_V)
+        s = tl.where(entry[None, :] == label[:, None], float("-inf"), s)
         new_m = tl.maximum(m, tl.max(s, 1))
-        shift = tl.where(new_m == float("-inf"), 0.0, new_m)  # nothing but -inf so far: -inf - -inf is not a number
-        p = tl.exp(s - shift[:, None])
-        scale = tl.exp(m - shift)
+        safe = tl.where(new_m == float("-inf"), 0.0, new_m)  # nothing but -inf so far: -inf - -inf is not a number
+        p = _power(s - safe[:, None], dtype)
+        scale = _power(m - safe, dtype)
         total = total * scale + tl.sum(p, 1)
         m = new_m
         if WITH_OTHERS:
@@ -128,6 +164,7 @@ def _forward(
     tl.store(largest + at, m, mask=valid)
     tl.store(sums + at, total, mask=valid)
     if WITH_OTHERS:
+        at = split.to(tl.int64) * count + position
         _store(partial, at, valid, oa, 0, A, R)
         if B > 0:
             _store(partial, at, valid, ob, A, B, R)
@@ -143,30 +180,69 @@ def _store(pointer, rows, valid, values, FIRST: tl.constexpr, WIDTH: tl.constexp
 
 
 @triton.jit
-def _combine(partial, weights, rows, others, positions, splits, R: tl.constexpr, WIDTH: tl.constexpr):
-    """others[rows[i]]: the sum of weights[s, i] partial[s, i] over the splits, in order."""
+def _log_sums(
+    hidden, table, bias, labels, counted, largest, sums, log_sums, at_labels, positions, vocabulary, most,
+    R: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
+    PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr,
+):  # fmt: skip
+    """In float64, of one position: the log-sum-exp of all entries but the label, and the label's score."""
     position = tl.program_id(0).to(tl.int64)
+    count, _, splits, _ = _share(counted, vocabulary, most, PROGRAMS, BLOCK_N, BLOCK_V)
+    label, column = tl.load(labels + position), tl.arange(0, WIDTH)
+    h = tl.load(hidden + position * R + column, mask=column < R, other=0.0).to(tl.float32).to(tl.float64)
+    f = tl.load(table + label * R + column, mask=column < R, other=0.0).to(tl.float32).to(tl.float64)
+    at_label = tl.sum(h * f, 0)
+    if HAS_BIAS:
+        at_label += tl.load(bias + label).to(tl.float32).to(tl.float64)
+    split = tl.arange(0, SPLITS)
+    there = split < tl.where(position < count, splits, 0)
+    at = split.to(tl.int64) * positions + position
+    m = tl.load(largest + at, mask=there, other=float("-inf")).to(tl.float64)
+    if hidden.dtype.element_ty != tl.float32:
+        m *= LN_2
+    part = tl.load(sums + at, mask=there, other=0.0).to(tl.float64)
+    most_of_all = tl.max(m, 0)
+    safe = tl.where(most_of_all == float("-inf"), 0.0, most_of_all)
+    tl.store(log_sums + position, safe + tl.log(tl.sum(tl.exp(m - safe) * part, 0)))
+    tl.store(at_labels + position, at_label)
+
+
+@triton.jit
+def _combine(
+    partial, largest, log_sums, rows, others, counted, positions, vocabulary, most,
+    R: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
+    PROGRAMS: tl.constexpr, MAGNIFIED: tl.constexpr, IN_BITS: tl.constexpr,
+):  # fmt: skip
+    """others[rows[i]]: the sum over the splits, in order, of exp(largest[s, i] - log_sums[i]) partial[s, i]."""
+    position = tl.program_id(0).to(tl.int64)
+    count, _, splits, _ = _share(counted, vocabulary, most, PROGRAMS, BLOCK_N, BLOCK_V)
+    there = position < count
     column = tl.arange(0, WIDTH)
     total = tl.zeros((WIDTH,), tl.float32)
-    at = position
-    for _ in range(splits):
-        part = tl.load(partial + at * R + column, mask=column < R, other=0.0)
-        total += tl.load(weights + at) * part
+    log_sum = tl.load(log_sums + position)
+    at, row = position, position
+    for _ in range(tl.where(there, splits, 0)):
+        m = tl.load(largest + at).to(tl.float64)
+        if IN_BITS:
+            m *= LN_2
+        weight = tl.exp((m - log_sum).to(tl.float32)) / MAGNIFIED
+        total += weight * tl.load(partial + row * R + column, mask=column < R, other=0.0)
         at += positions
+        row += count
     row = tl.load(rows + position)
-    tl.store(others + row * R + column, total, mask=column < R)
+    tl.store(others + row * R + column, total, mask=column < tl.where(there, R, 0))
 
 
 @triton.jit
 def _backward(
-    hidden, table, bias, labels, lse, lse_rest, slopes, label_slopes, unit, grad_table, grad_bias,
-    positions, vocabulary,
+    hidden, table, bias, labels, counted, log_sums, rests, slopes, label_slopes, unit, grad_table, grad_bias, vocabulary,
     R: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     HAS_BIAS: tl.constexpr, FOR_TABLE: tl.constexpr, FOR_BIAS: tl.constexpr,
 ):  # fmt: skip
     """Rows of dF and of the bias's gradient: sums of P_tv h_t and of P_tv over all positions t, times ``unit``."""
     entry = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
     inside = entry < vocabulary
+    count = tl.load(counted)
     dtype = hidden.dtype.element_ty
     if dtype != tl.float32:
         fa, fb, fc = _parts(table, entry, inside, dtype, R, A, B, C)
@@ -180,23 +256,25 @@ def _backward(
         db = tl.zeros((BLOCK_V, B), tl.float32)
     if C > 0:
         dc = tl.zeros((BLOCK_V, C), tl.float32)
-    for first in range(0, positions, BLOCK_N):
+    for first in range(0, count, BLOCK_N):
         position = first + tl.arange(0, BLOCK_N)
-        valid = position < positions
+        valid = position < count
         ha, hb, hc = _parts(hidden, position, valid, dtype, R, A, B, C)
         if dtype == tl.float32:
             s = _scores_in_steps(table, entry, inside, hidden, position, valid, BLOCK_V, BLOCK_N, R)
         else:
             s = _scores(fa, fb, fc, ha, hb, hc, BLOCK_V, BLOCK_N, B, C)
-        s += shift[:, None]
-        log_sum = tl.load(lse + position, mask=valid, other=float("inf"))
-        rest = tl.load(lse_rest + position, mask=valid, other=0.0)
+        s = _in_unit(s, shift[:, None], dtype, BLOCK_V, BLOCK_N)
+        s -= tl.load(log_sums + position, mask=valid, other=float("inf"))[None, :]
+        if dtype == tl.float32:
+            s -= tl.load(rests + position, mask=valid, other=0.0)[None, :]
         slope = tl.load(slopes + position, mask=valid, other=0.0)
         at_label = tl.load(label_slopes + position, mask=valid, other=0.0)
-        label = tl.load(labels + position, mask=valid, other=-1)
-        p = tl.exp((s - log_sum[None, :]) - rest[None, :]) * slope[None, :]
+        label = tl.load(labels + position, mask=valid, other=-1).to(tl.int32)
+        p = _power(s, dtype) * slope[None, :]
         p = tl.where(entry[:, None] == label[None, :], at_label[None, :], p)
-        total += tl.sum(p, 1)
+        if FOR_BIAS:
+            total += tl.sum(p, 1)
         if FOR_TABLE:
             p = rounded(p, dtype)
             da = _add(da, one, p, ha, BLOCK_V, A)
@@ -222,14 +300,16 @@ def divided(rank: int) -> tuple[int, int, int]:
     return *best, *(0,) * (3 - len(best))
 
 
-def _tiles(dtype, rank, device):
+def _tiles(dtype, rank):
     """Rows that a program owns, rows that it passes over at a time, and how it is compiled."""
     options = {"num_warps": 8, "num_stages": 2, "maxnreg": 255}
     if dtype == torch.float32:
         return (64, 16), options
-    if not roomy(device):
-        return (64, 32), options | {"num_warps": 4, "num_stages": 1 if rank > 256 else 2}
-    return (64, 32) if rank > 256 else (128, 64), options
+    if rank > 256 and roomy():
+        return (64, 32), options
+    if roomy() and capability() >= 90:
+        return (128, 64), options
+    return (64, 32), options | {"num_warps": 4, "num_stages": 1 if rank > 256 else 3}
 
 
 def _magnified(dtype) -> float:
@@ -237,83 +317,107 @@ def _magnified(dtype) -> float:
     return 2.0**15 if dtype == torch.float16 else 1.0
 
 
-def _labelled(hidden, coordinates, basis, labels, ignore_index):
-    """The labelled positions, their labels, hidden states and projection, and the dtype that tensor cores multiply."""
-    rows = (labels != ignore_index).nonzero().squeeze(1)
-    dtypes = {hidden.dtype, coordinates.dtype, basis.dtype}
-    dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-    states = hidden[rows].to(dtype)
-    return rows, labels[rows], states, (states @ basis.to(dtype).T).contiguous(), dtype
+class _Labelled:
+    """What both directions begin with, without asking the device how many positions are labelled.
+
+    ``order`` has the labelled positions first, and ``count`` says on the device how many there are; ``label`` and
+    ``projected``, h = hidden basisᵀ, follow it. A label that is no id counts as unlabelled: nothing is read there.
+    """
+
+    def __init__(self, hidden, coordinates, basis, labels, ignore_index):
+        dtypes = {hidden.dtype, coordinates.dtype, basis.dtype}
+        self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        self.mask = (labels != ignore_index) & (labels >= 0) & (labels < len(coordinates))
+        self.labels = torch.where(self.mask, labels, 0)
+        self.order = (~self.mask).byte().argsort(stable=True)
+        self.count = self.mask.sum(dtype=torch.int32)
+        self.label = self.labels[self.order]
+        self.projected = (hidden.to(self.dtype) @ basis.to(self.dtype).T)[self.order]
 
 
 def forward(hidden, coordinates, basis, labels, bias, ignore_index, with_others):
-    reference.check_labels(labels, coordinates, ignore_index)
     loss, lse, others = _outputs(hidden, coordinates, basis, labels, bias, ignore_index, with_others)
-    rows, label, _, projected, dtype = _labelled(hidden, coordinates, basis, labels, ignore_index)
-    n, (v, r) = len(rows), coordinates.shape
-    if not n:
-        return loss, lse, others
-    (block_n, block_v), compiled = _tiles(dtype, r, hidden.device)
-    tiles = triton.cdiv(v, block_v)
-    splits = max(1, min(PROGRAMS // triton.cdiv(n, block_n), tiles // SPLIT_TILES, MAX_SPLITS))
-    split_tiles = triton.cdiv(tiles, splits)
-    splits = triton.cdiv(tiles, split_tiles)
-    largest, sums = projected.new_empty(2, splits, n, dtype=torch.float32)
-    partial = projected.new_empty((splits, n, r) if with_others else 0, dtype=torch.float32)
-    a, b, c = divided(r)
-    magnified = _magnified(dtype)
-    _forward[triton.cdiv(n, block_n), splits](
-        projected, coordinates.contiguous(), largest if bias is None else bias.contiguous(), label,
-        largest, sums, partial, n, v, split_tiles,
-        R=r, A=a, B=b, C=c, BLOCK_N=block_n, BLOCK_V=block_v, MAGNIFIED=magnified,
-        HAS_BIAS=bias is not None, WITH_OTHERS=with_others, **compiled,
-    )  # fmt: skip
-    at_label = (projected.double() * coordinates[label]).sum(1)
-    if bias is not None:
-        at_label += bias[label]
-    largest = largest.double()
-    most = largest.amax(0)
-    shifted = torch.where(most == -math.inf, 0.0, most)
-    log_sum = shifted + ((largest - shifted).exp() * sums).sum(0).log()  # of all entries but the label
-    nll = F.softplus(log_sum - at_label, threshold=40)
-    nll = torch.where(at_label == math.inf, math.nan, nll)
-    log_sum = torch.logaddexp(log_sum, at_label)
-    loss[rows], lse[0, rows] = nll.float(), log_sum.float()
-    lse[1, rows] = torch.where(log_sum.isfinite(), log_sum - log_sum.float(), 0.0).float()
-    if with_others:
-        weights = ((largest - log_sum).exp() / magnified).float()
-        width = triton.next_power_of_2(r)
-        _combine[(n,)](partial, weights, rows, others, n, splits, R=r, WIDTH=width, num_warps=1)
+    n, (v, r) = len(labels), coordinates.shape
+    if n and v:
+        _run_forward(hidden, coordinates.contiguous(), basis, labels, bias, ignore_index, loss, lse, others)
+    if not capturing(labels):  # asked last, when everything is under way
+        reference.check_labels(labels, coordinates, ignore_index)
     return loss, lse, others
 
 
+def _run_forward(hidden, coordinates, basis, labels, bias, ignore_index, loss, lse, others):
+    some = _Labelled(hidden, coordinates, basis, labels, ignore_index)
+    (n, (v, r)), dtype = (len(labels), coordinates.shape), some.dtype
+    (block_n, block_v), compiled = _tiles(dtype, r)
+    programs = PROGRAMS_EACH * processors(hidden.device)
+    most = max(1, min(triton.cdiv(v, block_v) // SPLIT_TILES, MAX_SPLITS))
+    largest, sums = some.projected.new_empty(2, most, n, dtype=torch.float32)
+    rows = min(most * n, max(programs * block_n, n)) if len(others) else 0
+    partial = some.projected.new_empty(rows, r, dtype=torch.float32)
+    log_sums, at_labels = some.projected.new_empty(2, n, dtype=torch.float64)
+    bias = None if bias is None else bias.contiguous()
+    inputs = some.projected, coordinates, largest if bias is None else bias, some.label, some.count
+    shared = {"R": r, "BLOCK_N": block_n, "BLOCK_V": block_v, "PROGRAMS": programs}
+    a, b, c = divided(r)
+    _forward[(max(programs, triton.cdiv(n, block_n)),)](
+        *inputs, largest, sums, partial, n, v, most, **shared, A=a, B=b, C=c, MAGNIFIED=_magnified(dtype),
+        HAS_BIAS=bias is not None, WITH_OTHERS=len(others) > 0, **compiled,
+    )  # fmt: skip
+    width = triton.next_power_of_2(r)
+    _log_sums[(n,)](
+        *inputs, largest, sums, log_sums, at_labels, n, v, most, **shared, WIDTH=width,
+        SPLITS=triton.next_power_of_2(most), HAS_BIAS=bias is not None, num_warps=1,
+    )  # fmt: skip
+    there = torch.arange(n, device=hidden.device) < some.count
+    nll = F.softplus(log_sums - at_labels, threshold=40)
+    nll = torch.where(at_labels == math.inf, math.nan, nll)
+    log_sums = torch.logaddexp(log_sums, at_labels)
+    whole, rest = log_sums.float(), torch.where(log_sums.isfinite(), log_sums - log_sums.float(), 0.0).float()
+    for out, values in ((loss, nll.float()), (lse[0], whole), (lse[1], rest)):
+        out.index_copy_(0, some.order, torch.where(there, values, 0.0))
+    if len(others):
+        _combine[(n,)](
+            partial, largest, log_sums, some.order, others, some.count, n, v, most, **shared, WIDTH=width,
+            MAGNIFIED=_magnified(dtype), IN_BITS=dtype != torch.float32, num_warps=1,
+        )  # fmt: skip
+
+
 def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss, lse, others, ignore_index, needs):
-    grads = _gradients(hidden, coordinates, basis, bias, needs)
-    rows, label, states, projected, dtype = _labelled(hidden, coordinates, basis, labels, ignore_index)
-    g, z, nll = grad_loss[rows], grad_lse[rows], loss[rows]
-    at_label, slope = g * torch.expm1(-nll) + z * torch.exp(-nll), g + z
-    unit = _unit(slope, at_label)
-    at_label, slope = at_label / unit, slope / unit
+    grads = [None] * 4
+    some = _Labelled(hidden, coordinates, basis, labels, ignore_index)
+    n, dtype = len(labels), some.dtype
+    at_label = grad_loss * torch.expm1(-loss) + grad_lse * torch.exp(-loss)
+    slope = torch.where(some.mask, grad_loss + grad_lse, 0.0)
+    at_label = torch.where(some.mask, at_label, 0.0)
+    unit = _unit(slope, at_label) if dtype == torch.float16 else slope.new_ones(())
+    slope, at_label = slope / unit, at_label / unit
+    ignored = ~some.mask[:, None]
     if needs[0] or needs[2]:
-        of_projected = slope[:, None] * others[rows]
-        of_projected += at_label[:, None] * coordinates[label]
-        of_projected = of_projected.to(dtype)
+        of_projected = slope[:, None] * others
+        of_projected += at_label[:, None] * coordinates[some.labels]
+        of_projected = of_projected.masked_fill_(ignored, 0.0).to(dtype)  # where F has infinities there are NaN
         if needs[0]:
-            grads[0].index_copy_(0, rows, ((of_projected @ basis.to(dtype)).float() * unit).to(hidden.dtype))
+            grad = (of_projected @ basis.to(dtype)).mul_(unit).masked_fill_(ignored, 0.0)
+            grads[0] = grad.to(hidden.dtype)
         if needs[2]:
-            grads[2].copy_((of_projected.T @ states).float() * unit)
+            states = hidden.to(dtype).masked_fill(ignored, 0.0)
+            grads[2] = (of_projected.T @ states).float().mul_(unit).to(basis.dtype)
     if needs[1] or needs[3]:
-        (n, (v, r)), (a, b, c) = (len(rows), coordinates.shape), divided(coordinates.shape[1])
-        (block_v, block_n), compiled = _tiles(dtype, r, hidden.device)
+        grads[1::2] = _gradients(hidden, coordinates, basis, bias, [False, needs[1], False, needs[3]])[1::2]
+        (v, r), (a, b, c) = coordinates.shape, divided(coordinates.shape[1])
+        (block_v, block_n), compiled = _tiles(dtype, r)
         magnified = _magnified(dtype)
+        log_sums, rest = lse[:, some.order]
+        if dtype != torch.float32:
+            log_sums = ((log_sums.double() + rest) / math.log(2)).float()
         _backward[(triton.cdiv(v, block_v),)](
-            projected, coordinates.contiguous(), nll if bias is None else bias.contiguous(), label,
-            lse[0, rows], lse[1, rows], slope * magnified, at_label * magnified, unit / magnified,
-            grads[1], grads[3], n, v,
+            some.projected, coordinates.contiguous(), loss if bias is None else bias.contiguous(), some.label,
+            some.count, log_sums, rest, slope[some.order] * magnified, at_label[some.order] * magnified,
+            unit / magnified, grads[1], grads[3], v,
             R=r, A=a, B=b, C=c, BLOCK_V=block_v, BLOCK_N=block_n,
             HAS_BIAS=bias is not None, FOR_TABLE=needs[1], FOR_BIAS=needs[3], **compiled,
         )  # fmt: skip
-    return grads
+    return tuple(hidden.new_empty(0) if grad is None else grad for grad in grads)
 
 
 def _unit(*slopes):
