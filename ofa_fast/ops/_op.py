@@ -121,3 +121,8 @@ def on_first_use(module: str, function: str) -> Callable:
 
 def workspace(size: int, like: torch.Tensor) -> torch.Tensor:
     return torch.empty(size, dtype=torch.uint8, device=like.device)
+
+
+def capturing(like: torch.Tensor) -> bool:
+    """Whether work on this tensor's device is recorded into a CUDA graph, where nothing may wait for the device."""
+    return like.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -36,14 +36,6 @@ def processors(device: torch.device) -> int:
     return 3 if INTERPRETED.value else 132
 
 
-def capturing(tensor: torch.Tensor) -> bool:
-    """Whether a CUDA graph is being captured, in which the host can ask nothing of the device.
-
-    Inputs are then not checked, and what the kernels may read and write does not depend on what is in them.
-    """
-    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
 @triton.jit
 def dot(a, b, acc):
     """acc + a b, summed in float32.

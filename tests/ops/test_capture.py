@@ -1,4 +1,4 @@
-"""While a CUDA graph is captured the host can check nothing: what is captured must be safe with any input, and right."""
+"""While a CUDA graph is captured the host checks nothing: what is captured must be right and safe with any input."""
 
 from __future__ import annotations
 

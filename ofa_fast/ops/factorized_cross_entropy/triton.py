@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 import triton
 
-from ofa_fast.ops._triton import capability, capturing, processors, roomy
+from ofa_fast.ops._op import capturing
+from ofa_fast.ops._triton import capability, processors, roomy
 from ofa_fast.ops.factorized_cross_entropy import _gradients, _outputs, reference
 from ofa_fast.ops.factorized_cross_entropy.triton_kernels import _backward, _combine, _forward, _log_sums
 

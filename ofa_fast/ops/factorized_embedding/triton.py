@@ -13,7 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ofa_fast.ops._triton import capturing, dot, power_of_2, rounded
+from ofa_fast.ops._op import capturing
+from ofa_fast.ops._triton import dot, power_of_2, rounded
 from ofa_fast.ops.factorized_embedding import _sparse, reference
 
 SLICES = 16  # of the tokens, at most, that `_basis` sums apart: enough programs for small tables
