@@ -14,7 +14,8 @@ from benchmarks.harness import OURS, Contest
 from ofa_fast.ops import topk_similarity
 
 TORCH, FAISS, FAISS_TUNED = "torch matmul + topk, blocks", "faiss IndexFlatIP", "faiss IndexFlatIP, tuned"
-USEARCH = "usearch exact"
+TORCH_BFLOAT16, FAISS_GPU = "torch bfloat16 matmul + topk, blocks", "faiss knn_gpu"
+CUVS, USEARCH = "cuVS brute force", "usearch exact"
 CLUSTERED, GAUSSIAN, HEAVY = (f"8,192 x 250,002 x 200, {kind}" for kind in ("clustered", "Gaussian", "heavy tails"))
 MANY, REAL, BIBLE = (
     f"{GAUSSIAN}, k = 100",
@@ -33,6 +34,7 @@ SIZES = {
     SMALL: {"kind": "Gaussian", "queries": 64, "keys": 1_000, "d": 64},
 }
 QUERY_BLOCK, KEY_BLOCK = 1_024, 8_192  # as fast as any of 256 to 2,048 queries by 4,096 to all keys
+GPU_BLOCKS = 2_048, 1 << 20
 # As shipped, faiss multiplies no matrices where queries * d is below 128,000, and in blocks of 4,096 by 1,024.
 FAISS_SETTINGS = {
     "distance_compute_blas_threshold": 20,
@@ -74,13 +76,15 @@ def contest(
     queries, keys = (tensor.to(device) for tensor in vectors(kind, queries, keys, d, folders))
     d = keys.shape[1]
 
-    def blocks():
-        q, x = F.normalize(queries), F.normalize(keys)
+    query_block, key_block = (QUERY_BLOCK, KEY_BLOCK) if device == "cpu" else GPU_BLOCKS
+
+    def blocks(dtype=torch.float32):
+        q, x = F.normalize(queries).to(dtype), F.normalize(keys).to(dtype)
         results = []
-        for some in q.split(QUERY_BLOCK):
+        for some in q.split(query_block):
             scores, indices = [], []
-            for start in range(0, len(x), KEY_BLOCK):
-                part = some @ x[start : start + KEY_BLOCK].T
+            for start in range(0, len(x), key_block):
+                part = some @ x[start : start + key_block].T
                 best = part.topk(min(k, part.shape[1]))
                 scores.append(best.values)
                 indices.append(best.indices + start)
@@ -91,6 +95,8 @@ def contest(
     entries = {OURS: lambda: topk_similarity(queries, keys, k), TORCH: blocks}
     if device == "cpu":
         entries |= _libraries(queries, keys, d, k)
+    else:
+        entries |= {TORCH_BFLOAT16: lambda: blocks(torch.bfloat16)} | _libraries_for_gpus(queries, keys, k)
 
     sample = torch.linspace(0, len(queries) - 1, min(256, len(queries)), device=device).long()
 
@@ -112,6 +118,36 @@ def contest(
         operations=2.0 * len(queries) * len(keys) * d,
         traffic=float(queries.nbytes + keys.nbytes + 12 * len(queries) * k),
     )
+
+
+def _libraries_for_gpus(queries: torch.Tensor, keys: torch.Tensor, k: int) -> dict:
+    entries = {}
+    try:
+        import faiss
+        import faiss.contrib.torch_utils
+
+        resources = faiss.StandardGpuResources()
+    except (ImportError, AttributeError):  # the faiss of CPUs has no resources
+        pass
+    else:
+
+        def faiss_gpu():
+            q, x = F.normalize(queries), F.normalize(keys)
+            return faiss.knn_gpu(resources, q, x, k, metric=faiss.METRIC_INNER_PRODUCT)
+
+        entries[FAISS_GPU] = faiss_gpu
+    try:
+        from cuvs.neighbors import brute_force
+    except ImportError:
+        pass
+    else:
+
+        def cuvs():
+            distances, indices = brute_force.search(brute_force.build(keys, metric="cosine"), queries, k)
+            return 1 - torch.as_tensor(distances, device="cuda"), torch.as_tensor(indices, device="cuda")
+
+        entries[CUVS] = cuvs
+    return entries
 
 
 def _libraries(queries: torch.Tensor, keys: torch.Tensor, d: int, k: int) -> dict:

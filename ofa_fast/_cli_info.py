@@ -26,16 +26,14 @@ def _version(package: str) -> str:
         return "not installed"
 
 
-def _backends(device: str) -> tuple[dict[str, str], dict[tuple[str, str], list[str]]]:
-    """For float32 tensors on ``device``: the backend of each op, and the ops that pass a better one over, by reason."""
-    import torch
-
+def _backends(device: str, dtype) -> tuple[dict[str, str], dict[tuple[str, str], list[str]]]:
+    """For such tensors on ``device``: the backend of each op, and the ops that pass a better one over, by reason."""
     from ofa_fast.ops._op import OPS, ORDER
 
     chosen, refused = {}, defaultdict(list)
     for op in OPS.values():
         for backend in ORDER[device]:
-            reason = op.refusal(backend, device, {torch.float32})
+            reason = op.refusal(backend, device, {dtype})
             if reason is None:
                 chosen[op.name] = backend
                 break
@@ -58,14 +56,16 @@ def report() -> str:
     rows += [(f"_{name} module", _native.reason.get(name, "loaded")) for name in ("cpu", "cuda")]
     lines = [f"{name:<14}{value}" for name, value in rows]
 
-    devices = {device: _backends(device) for device in ("cpu", "cuda")}
+    devices = {device: _backends(device, torch.float32) for device in ("cpu", "cuda")}
     ops = sorted(devices["cpu"][0])
     width = max(map(len, ops)) + 2
     lines += ["", f"{'backend by op':<{width}}{'on cpu':<12}on cuda"]
     lines += [f"{op:<{width}}{devices['cpu'][0][op]:<12}{devices['cuda'][0][op]}" for op in ops]
     lines += ["", "passed over"]
     for device, (_, refused) in devices.items():
-        for (backend, reason), names in refused.items():
-            whose = "all ops" if len(names) == len(ops) else ", ".join(names)
-            lines.append(f"  {backend} on {device}: {reason} ({whose})")
+        of_dtype = {key: names for key, names in _backends(device, torch.float64)[1].items() if key not in refused}
+        for which, reasons in (("", refused), ("float64 tensors of ", of_dtype)):
+            for (backend, reason), names in reasons.items():
+                whose = "all ops" if len(names) == len(ops) else ", ".join(names)
+                lines.append(f"  {backend} on {device}: {reason} ({which}{whose})")
     return "\n".join(lines)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from triton.runtime.driver import driver
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -18,9 +19,21 @@ def power_of_2(count: int, least: int = 16) -> int:
     return max(triton.next_power_of_2(max(count, 1)), least)
 
 
-def roomy(device: torch.device) -> bool:
+def capability() -> int:
+    """Of the GPU that kernels are compiled for, as 90; in the interpreter that of a Hopper."""
+    return 90 if INTERPRETED.value else int(driver.active.get_current_target().arch)
+
+
+def roomy() -> bool:
     """Whether a program may have 160 KiB of shared memory or more, as on GPUs for servers; elsewhere it has 99 KiB."""
-    return device.type != "cuda" or torch.cuda.get_device_capability(device) in ((8, 0), (9, 0), (10, 0), (10, 3))
+    return capability() in (80, 90, 100, 103)
+
+
+def processors(device: torch.device) -> int:
+    """Of a GPU; where kernels are only compiled those of an H100 or H200, and few in the interpreter, which is one."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).multi_processor_count
+    return 3 if INTERPRETED.value else 132
 
 
 @triton.jit

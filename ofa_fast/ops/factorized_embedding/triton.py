@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from ofa_fast.ops._op import capturing
 from ofa_fast.ops._triton import dot, power_of_2, rounded
 from ofa_fast.ops.factorized_embedding import _sparse, reference
 
@@ -100,7 +101,7 @@ def _add_segments(
 
 @triton.jit
 def _basis(
-    ids, table, grad, partial, tokens, padding, slice_tokens,
+    ids, table, grad, partial, tokens, vocabulary, padding, slice_tokens,
     R: tl.constexpr, D: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """partial[s]: coordinates[ids]ᵀ grad over the tokens of slice s but those whose id is ``padding``."""
@@ -111,8 +112,8 @@ def _basis(
     total = tl.zeros((BLOCK_R, BLOCK_D), tl.float32)
     for first in range(part * slice_tokens, end, BLOCK_N):
         token = first + tl.arange(0, BLOCK_N)
-        row = tl.load(ids + token, mask=token < end, other=padding)
-        valid = (token < end) & (row != padding)
+        row = tl.load(ids + token, mask=token < end, other=-1)
+        valid = (token < end) & (row != padding) & (row >= 0) & (row < vocabulary)
         f = tl.load(table + row[None, :] * R + depth[:, None], mask=valid[None, :] & (depth < R)[:, None], other=0.0)
         g = tl.load(
             grad + token.to(tl.int64)[:, None] * D + column[None, :],
@@ -130,7 +131,6 @@ def _blocks(dtype):
 
 
 def forward(ids, coordinates, basis):
-    reference.check_ids(ids, coordinates)
     (n,), (r, d) = ids.shape, basis.shape
     out = coordinates.new_empty(n, d)
     rows, columns, depth = _blocks(basis.dtype)
@@ -140,6 +140,8 @@ def forward(ids, coordinates, basis):
             ids.contiguous(), coordinates.contiguous(), basis.contiguous(), out, n, len(coordinates),
             R=r, D=d, BLOCK_N=rows, BLOCK_D=columns, BLOCK_R=min(depth, power_of_2(r)), num_warps=4, num_stages=3,
         )  # fmt: skip
+    if not capturing(ids):  # asked last, when everything is under way: the kernel reads no row that is not there
+        reference.check_ids(ids, coordinates)
     return out
 
 
@@ -157,7 +159,8 @@ def _grad_coordinates(grad, ids, coordinates, basis, padding_idx, sparse):
     block, _, depth = _blocks(basis.dtype)
     width = min(64, power_of_2(r))  # with 128 the two products of `_project` would not fit into registers
     sorted_ids, order = ids.sort(stable=True)
-    starts = sorted_ids != padding_idx
+    # While a CUDA graph is captured nobody has checked the ids: then those that are none get no gradient.
+    starts = (sorted_ids != padding_idx) & (sorted_ids >= 0) & (sorted_ids < len(coordinates))
     starts[1:] &= sorted_ids[1:] != sorted_ids[:-1]
     if sparse:
         distinct = sorted_ids[starts]
@@ -185,7 +188,7 @@ def _grad_basis(grad, ids, coordinates, basis, padding_idx):
     partial = grad.new_empty(slices, r, d, dtype=torch.float32)
     if partial.numel():
         _basis[triton.cdiv(r, rows), triton.cdiv(d, columns), slices](
-            ids, coordinates, grad, partial, n, padding_idx, per_slice,
+            ids, coordinates, grad, partial, n, len(coordinates), padding_idx, per_slice,
             R=r, D=d, BLOCK_R=rows, BLOCK_D=columns, BLOCK_N=tokens, num_warps=4, num_stages=3,
         )  # fmt: skip
     return partial.sum(0).to(basis.dtype)

@@ -15,6 +15,7 @@ import triton
 import triton.language as tl
 
 from ofa_fast.ops._triton import dot
+from ofa_fast.ops.topk_similarity import reference
 
 MOST_NEIGHBORS, FEWEST_QUERIES = 128, 8  # for which the screen pays
 BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_PAIRS = 128, 64, 64, 64
@@ -101,7 +102,7 @@ class _Exact:
     @staticmethod
     def _norms(rows, name):
         row = torch.arange(len(rows), device=rows.device)
-        norms = _products(rows, rows, row, row).sqrt()
+        norms = reference.root(_products(rows, rows, row, row))
         bad = ~norms.isfinite()  # squares of finite float32 numbers are finite in float64
         if bad.any():
             raise ValueError(f"{name} must be finite, got NaN or infinity in row {int(bad.nonzero()[0])}")

@@ -1,0 +1,88 @@
+"""While a CUDA graph is captured the host checks nothing: what is captured must be right and safe with any input."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import torch
+from checks import on_every_backend, use
+
+from ofa_fast.ops import factorized_cross_entropy, factorized_embedding
+
+V, R, D, N = 40, 12, 20, 9
+
+
+def _lookup(ids, coordinates, basis):
+    out = factorized_embedding(ids, coordinates, basis)
+    return out, *torch.autograd.grad(out, (coordinates, basis), torch.ones_like(out))
+
+
+def _loss(labels, coordinates, basis):
+    hidden = torch.linspace(-1, 1, N * D, device=labels.device).view(N, D).requires_grad_()
+    loss = factorized_cross_entropy(hidden, coordinates, basis, labels, reduction="none")
+    return loss, *torch.autograd.grad(loss.sum(), (hidden, coordinates, basis))
+
+
+def _inputs(device="cpu"):
+    generator = torch.Generator().manual_seed(0)
+    shapes = (V, R), (R, D)
+    tables = [torch.randn(*shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+    return torch.randint(V, (N,), generator=generator).to(device), *tables
+
+
+@pytest.mark.parametrize("wrong", [-1, V, 1 << 40, -(1 << 40)])
+@pytest.mark.parametrize("op", [_lookup, _loss])
+@on_every_backend
+def test_wrong_ids(op, wrong, name, monkeypatch):
+    """An error, but while capturing as if the position were not there."""
+    ids, *tables = _inputs()
+    ids[3] = wrong
+    with use(name), pytest.raises(IndexError, match=f"got {wrong} at position 3"):
+        op(ids, *tables)
+    if name != "triton":
+        return
+    module = {_lookup: "factorized_embedding", _loss: "factorized_cross_entropy"}[op]
+    monkeypatch.setattr(importlib.import_module(f"ofa_fast.ops.{module}.triton"), "capturing", lambda tensor: True)
+    with use(name):
+        got = op(ids, *tables)
+    kept = torch.arange(N) != 3
+    if op is _lookup:
+        expected = _lookup(ids[kept], *tables)
+        torch.testing.assert_close(got[0][kept], expected[0])
+        assert not got[0][3].any()
+    else:
+        expected = _loss(torch.where(kept, ids, -100), *tables)
+        torch.testing.assert_close(got[:2], expected[:2])
+    torch.testing.assert_close(got[-2:], expected[-2:])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
+@pytest.mark.parametrize("op", [_lookup, _loss])
+@pytest.mark.parametrize("name", ["triton", "cuda"])
+def test_replayed(op, name):  # pragma: no cover
+    """A graph captured with some ids and replayed with others gives what a call gives."""
+    ids, *tables = _inputs("cuda")
+    from ofa_fast.ops._op import OPS
+
+    kernel = {_lookup: "factorized_embedding", _loss: "factorized_cross_entropy"}[op]
+    if why_not := OPS[kernel].refusal(name, "cuda", {torch.float32}):
+        pytest.skip(why_not)
+    with use(name):
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            op(ids, *tables)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = op(ids, *tables)
+        others = ids.flip(0) + 1
+        others[0] = 5
+        others %= V
+        expected = op(others, *tables)
+        ids.copy_(others)
+        graph.replay()
+        torch.cuda.synchronize()
+    for got, wanted in zip(captured, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=0)
