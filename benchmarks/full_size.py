@@ -120,9 +120,11 @@ def vocabulary(source: Path, spelled: Sequence[str], size: int) -> dict:
 
 def make(folder: Path, source: Path, texts: Sequence[Path], count: int, dim: int, size: int) -> None:
     """``vectors.safetensors``, ``vectors.vec`` and ``target/`` in ``folder``; what is there already stays."""
+    target = folder / "target"
+    if all((folder / name).exists() for name in ("vectors.vec", "vectors.safetensors", "target/tokenizer.json")):
+        return
     folder.mkdir(parents=True, exist_ok=True)
     spelled, codes, origins = words(word_lists(texts), count)
-    target = folder / "target"
     if not (target / "tokenizer.json").exists():
         tokenizer = vocabulary(source, spelled, size)
         target.mkdir(exist_ok=True)

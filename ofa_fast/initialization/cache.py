@@ -78,7 +78,7 @@ class Cache:
         return tensors
 
     def write(self, stage: str, key: str, tensors: dict[str, torch.Tensor]) -> None:
-        tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
         try:
             with atomic_file(self._file(stage, key)) as work:
                 save_file(tensors, work, {"key": key, "sha256": _digest(tensors)})
@@ -103,3 +103,7 @@ class Cache:
                 break
             file.unlink(missing_ok=True)
             total -= size
+
+
+def opened(cache: str | os.PathLike | Cache | None) -> Cache | None:
+    return cache if cache is None or isinstance(cache, Cache) else Cache(cache)

@@ -222,11 +222,14 @@ def subword_vectors(
     return out
 
 
+def is_mapped(array: np.ndarray) -> bool:
+    return isinstance(getattr(array, "_mmap", None), mmap.mmap) and not array.flags.writeable
+
+
 def release(array: np.ndarray) -> None:
     """Give back the memory of a mapped file that has been read; what is needed again is read again."""
-    mapped = getattr(array, "_mmap", None)
-    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED") and not array.flags.writeable:
-        mapped.madvise(mmap.MADV_DONTNEED)
+    if is_mapped(array) and hasattr(mmap, "MADV_DONTNEED"):
+        array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def _add(vectors, row_starts, ids, id_starts, sums, totals) -> None:

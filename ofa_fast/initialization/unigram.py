@@ -65,7 +65,8 @@ def native_unigram(backend) -> NativeUnigram | None:
     plain = (
         pre_tokenizer.get("type") == "Metaspace"
         and pre_tokenizer["replacement"] == "▁"
-        and pre_tokenizer.get("prepend_scheme", "always" if pre_tokenizer.get("add_prefix_space") else "never") == "always"
+        and pre_tokenizer.get("prepend_scheme", "always" if pre_tokenizer.get("add_prefix_space") else "never")
+        == "always"
         and pre_tokenizer.get("split", True)
         and not model.get("byte_fallback")
         and model.get("unk_id") is not None
