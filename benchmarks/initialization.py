@@ -3,9 +3,9 @@
   python -m benchmarks.initialization published CHECKOUT --source MODEL --target TOKENIZER --vectors FILE --rank 100,384
   python -m benchmarks.initialization full FOLDER --source MODEL --texts FILE ... --rank 100,200,384
 
-CHECKOUT is a clone of the published code (github.com/cisnlp/ofa), which needs gensim and scikit-learn; its functions are
-called in the order of its script. MODEL is a Hugging Face folder. FOLDER gets the inputs of ``full`` unless it has them:
-millions of word vectors made from the words of the texts, and a vocabulary of 400,000.
+CHECKOUT is a clone of the published code (github.com/cisnlp/ofa), which needs gensim and scikit-learn; its functions
+are called in the order of its script. MODEL is a Hugging Face folder. FOLDER gets the inputs of ``full`` unless it has
+them: millions of word vectors made from the words of the texts, and a vocabulary of 400,000.
 """
 
 from __future__ import annotations
@@ -116,11 +116,12 @@ def measured(what: str, args: argparse.Namespace, **changes) -> dict:
     """One of the two functions in a process of its own: what it returns, its seconds and peak memory in all."""
     given = {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items() if k != "run"} | changes
     environment = os.environ | {"OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "true"}
+    environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, "-P", "-m", "benchmarks.initialization", "one", what, json.dumps(given), str(out)]
         begin = time.perf_counter()
-        subprocess.run(command, check=True, cwd=ROOT, env=environment | {"PYTHONPATH": str(ROOT)}, stdout=sys.stderr)
+        subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=sys.stderr)
         seconds = time.perf_counter() - begin
         return json.loads(out.read_text()) | {"seconds": seconds}
 
@@ -154,7 +155,7 @@ def beside_published(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         words = WordVectors.load(args.vectors)
         saved = KeyedVectors(words.vectors.shape[1])
-        saved.add_vectors([key.replace(":", "") if key.count(":") > 1 else key for key in words.keys], words.vectors)
+        saved.add_vectors(words.keys, words.vectors)
         path = Path(folder) / "vectors.wv"
         saved.save(str(path))
         mine = measured("ours", args, parity=True, vectors=str(path))
