@@ -15,9 +15,10 @@ int64_t build_trie(Tensor pieces,  // [bytes] uint8, UTF-8, in ascending order, 
                    int threads);
 
 // The ids of each text of `text`, every one of which ends with the character U+0091, as the tokenizer with a Metaspace
-// in front of the model gives them: a text begins with ▁, added where it is missing, spaces are ▁, each ▁ begins a word,
-// and a word is the sequence of pieces of largest Σ score. A character that is no piece has the score `unknown_score`;
-// several in a row are one `unknown`. The ids lie in a row; ends[i] is where those of text i end. Returns their number.
+// in front of the model gives them: a text begins with ▁, added where it is missing, spaces are ▁, each ▁ begins a
+// word, and a word is the sequence of pieces of largest Σ score. A character that is no piece has the score
+// `unknown_score`; several in a row are one `unknown`. The ids lie in a row; ends[i] is where those of text i end.
+// Returns their number.
 int64_t encode(Tensor nodes,   // [m, 2] int32
                Tensor labels,  // [m] uint8
                Tensor scores,  // [V] float64
