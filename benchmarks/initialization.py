@@ -119,7 +119,8 @@ def measured(what: str, args: argparse.Namespace, **changes) -> dict:
     environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
-        command = [sys.executable, "-P", "-m", "benchmarks.initialization", "one", what, json.dumps(given, default=str), str(out)]
+        asked = json.dumps(given, default=str)
+        command = [sys.executable, "-P", "-m", "benchmarks.initialization", "one", what, asked, str(out)]
         begin = time.perf_counter()
         subprocess.run(command, check=True, cwd=ROOT, env=environment, stdout=sys.stderr)
         seconds = time.perf_counter() - begin

@@ -59,7 +59,7 @@ def test_results_under_a_budget_are_those_without(tokenizers, word_vectors, monk
     for name in ("coordinates", "origin", "neighbors", "weights"):
         assert torch.equal(getattr(actual, name), getattr(expected, name))
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="memory is 1 MB, but at least .* is needed"):
+    with pytest.raises(ValueError, match="memory is 1 MB, but at least"):
         initialize(*inputs, rank=8, memory="1MB")
 
 
