@@ -9,6 +9,7 @@
 #include "tensor.h"
 #include "topk_similarity/topk_similarity.h"
 #include "truncated_svd/truncated_svd.h"
+#include "unigram.h"
 #include "vector_text.h"
 
 namespace py = pybind11;
@@ -60,6 +61,8 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("best_isa", [] { return ofa::isa_names[static_cast<int>(ofa::best_isa())]; });
   module.def("set_isa", &ofa::set_isa, py::arg("name"));
   module.def("subword_sums_add", &ofa::subword_sums::add, release());
+  module.def("unigram_build_trie", &ofa::unigram::build_trie, release());
+  module.def("unigram_encode", &ofa::unigram::encode, release());
   module.def("vector_text_find_lines", &ofa::vector_text::find_lines, release());
   module.def("vector_text_parse", &ofa::vector_text::parse, release());
 #else

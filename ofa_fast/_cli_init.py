@@ -55,6 +55,15 @@ def register(_commands, subparser) -> None:
     add(
         "--export-npy", action="store_true", help="write the matrices as the published implementation's .npy files, too"
     )
+    add("--memory", metavar="SIZE", help="the most to hold at a time, such as 8GB (default: no bound)")
+    add(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="of stages kept for later runs (default: the user's cache folder)",
+    )
+    add("--cache-limit", metavar="SIZE", help="what is kept there at most (default: 16GiB)")
+    add("--no-cache", action="store_true", help="keep nothing for later runs, and resume nothing")
     add("--overwrite", action="store_true", help="replace --out where it exists")
     add("--dry-run", action="store_true", help="print the counts and the memory that it would take, and stop")
     add(
@@ -104,7 +113,8 @@ def _run(args, group) -> None:
     source_tokenizer = AutoTokenizer.from_pretrained(args.source)
     target_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     vectors = WordVectors.load(args.vectors, language=args.language) if args.vectors else None
-    _print_plan(args, config, (source_tokenizer, target_tokenizer), vectors, group)
+    cache = _cache(args)
+    _print_plan(args, config, (source_tokenizer, target_tokenizer), vectors, group, cache)
     if args.dry_run:
         return
 
@@ -127,10 +137,13 @@ def _run(args, group) -> None:
             source_bias=None if head is None else getattr(head, "bias", None),
             progress=sys.stderr.isatty(),
             group=group,
+            cache=cache,
+            memory=args.memory,
         )
         if not first:
             return
         inputs = {name: None if (value := getattr(args, name)) is None else str(value) for name in _INPUTS}
+        _print_counts(results[0].report["counts"], results[0].report["scripts"])
         for rank, result in zip(args.rank, results, strict=True):
             result.report |= {"command": args.command, "inputs": inputs, "memory": {"peak": peak_memory()}}
             name = _rank_name(rank) if len(args.rank) > 1 else ""
@@ -208,42 +221,63 @@ def _explained(result, token: str, behind: tuple | None) -> str:
     return "\n".join(explain(result, index, words.get(index)) for index in indices)
 
 
-def _print_plan(args, config, tokenizers, vectors, group) -> None:
+def _cache(args):
+    from ofa_fast.initialization import Cache
+    from ofa_fast.initialization.cache import LIMIT, default_folder
+    from ofa_fast.initialization.memory import parse_memory
+
+    if args.no_cache or args.vectors is None:
+        return None
+    limit = parse_memory(args.cache_limit) if args.cache_limit else LIMIT
+    return Cache(args.cache or default_folder(), limit)
+
+
+def _print_plan(args, config, tokenizers, vectors, group, cache) -> None:
+    """What it will take, at once; for a dry run also what it would give, which takes a tokenisation of the words."""
     import torch
     from transformers import AutoModel
 
-    from ofa_fast.initialization import plan
+    from ofa_fast.initialization import estimate, plan
     from ofa_fast.initialization.diagnosis import warnings_of
 
     with torch.device("meta"):
         model = AutoModel.from_config(config)
     shape = model.get_input_embeddings().weight.shape
-    planned = plan(
-        shape,
-        *tokenizers,
-        vectors,
-        rank=args.rank,
-        neighbors=args.neighbors,
-        method=args.method,
-        parity=args.parity,
-        progress=sys.stderr.isatty(),
-        group=group,
-    )
-    body = sum(p.numel() for p in model.parameters()) - shape.numel()
-    tables = [size["factorized"] for size in planned["parameters"]]
+    asked = {
+        "rank": args.rank,
+        "neighbors": args.neighbors,
+        "method": args.method,
+        "parity": args.parity,
+        "memory": args.memory,
+    }
     print(f"source    {config.model_type}, table {shape[0]:,} x {shape[1]}")
     if vectors is not None:
         print(f"vectors   {vectors.vectors.shape[0]:,} words x {vectors.vectors.shape[1]}")
-    print(f"target    {_summary(planned['counts'])}")
-    for script, counts in planned["scripts"].items():
-        print(f"          {script:<12}{_summary(counts)}")
+    if cache is not None:
+        print(f"cache     {cache.folder}, at most {cache.limit / 1e9:,.1f} GB")
+    if args.dry_run:
+        planned = plan(shape, *tokenizers, vectors, **asked, progress=sys.stderr.isatty(), group=group, cache=cache)
+        _print_counts(planned["counts"], planned["scripts"])
+        if group is None or group.rank() == 0:
+            _print_warnings(warnings_of(planned))
+        memory = planned["memory"]
+    else:
+        memory = estimate(shape, tokenizers, vectors, **asked)
+    body = sum(p.numel() for p in model.parameters()) - shape.numel()
+    rows, dim = len(tokenizers[1]), shape[1]
+    tables = [rows * (rank or dim) + ((rank or 0) * dim) for rank in args.rank]
     for rank, table in zip(args.rank, tables, strict=True):
         print(f"{_rank_name(rank):<10}table {table / 1e6:,.1f} M parameters, model {(body + table) / 1e6:,.1f} M")
-    if args.dry_run and (group is None or group.rank() == 0):
-        _print_warnings(warnings_of(planned))
-    # The source model and one new model are held beside what initialize holds.
-    peak = planned["memory"]["peak"] + 4 * (2 * body + max(tables))
-    print(f"memory    {peak / 2**20:,.0f} MiB at most, beside Python and its libraries", flush=True)
+    # The source model is held beside what initialize holds; then it, a new one and the results are.
+    peak = max(memory["peak"] + 4 * body, memory["results"] + 4 * (2 * body + max(tables) + shape.numel()))
+    least = f", {(memory['least'] + 4 * body) / 1e6:,.0f} MB at least" if args.memory is None else ""
+    print(f"memory    {peak / 1e6:,.0f} MB at most{least}, beside Python and its libraries", flush=True)
+
+
+def _print_counts(counts: dict, scripts: dict) -> None:
+    print(f"target    {_summary(counts)}")
+    for script, of_script in scripts.items():
+        print(f"          {script:<12}{_summary(of_script)}")
 
 
 def _summary(counts: dict) -> str:

@@ -51,6 +51,14 @@ COMMANDS = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Not the user's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 def save_tokenizer(texts: list[Path], size: int, folder: Path) -> None:
     tokenizer = Tokenizer(models.BPE(unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -191,7 +199,7 @@ def test_vectors_align_writes_one_space_and_says_how_good_it_is(tmp_path, capsys
 def test_dry_run_counts_and_writes_nothing(place, tmp_path, capsys):
     assert main(init(place, tmp_path / "out", "--rank", "8,full", "--dry-run")) == 0
     said = capsys.readouterr().out
-    assert "copied" in said and "Cherokee" in said and "MiB" in said
+    assert "copied" in said and "Cherokee" in said and "MB at least" in said
     assert list(tmp_path.iterdir()) == []
 
 
@@ -242,6 +250,27 @@ def test_two_processes_initialise_what_one_does(place, tmp_path, monkeypatch):
         if name.name == "initialization.json":
             one, two = ({key: value for key, value in json.loads(r).items() if key not in varying} for r in (one, two))
         assert one == two, name
+
+
+def test_init_says_where_it_keeps_what_and_a_second_run_finds_it(place, tmp_path, capsys):
+    options = ["--rank", "8", "--cache", str(tmp_path / "cache"), "--memory", "100GB"]
+    assert main(init(place, tmp_path / "one", *options)) == 0
+    said = capsys.readouterr().out
+    assert f"cache     {tmp_path / 'cache'}, at most 17.2 GB" in said and "MB at most" in said
+    entries = sorted(path.name for path in (tmp_path / "cache").iterdir())
+    assert {name.split("-")[0] for name in entries} == {"tokens", "subwords", "neighbors", "svd"}
+    assert main(init(place, tmp_path / "two", *options, "--temperature", "0.2")) == 0
+    assert sorted(path.name for path in (tmp_path / "cache").iterdir()) == entries
+    assert main(init(place, tmp_path / "three", "--rank", "8", "--no-cache")) == 0
+    one, three = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "three"))
+    assert all(torch.equal(one[name], three[name]) for name in one)
+
+
+def test_init_refuses_a_memory_that_is_too_small(place, tmp_path, capsys):
+    given = init(place, tmp_path / "out", "--rank", "8", "--memory")
+    assert "memory is 5 MB, but at least" in refusal([*given, "5MB"], capsys)
+    assert "memory must be a size such as 8GB" in refusal([*given, "much"], capsys)
+    assert not (tmp_path / "out").exists()
 
 
 def test_init_keeps_what_exists_unless_told(place, tmp_path, capsys):

@@ -76,11 +76,11 @@ def folder_of(folder: str | os.PathLike) -> Path:
 
 def words_of(indices: list[int], tokenizer, word_vectors) -> dict[int, list[str]]:
     """For each token id the words, with their languages, in whose tokenisation it occurs."""
-    from ofa_fast.initialization.subwords import spellings_for
+    from ofa_fast.initialization.subwords import spellings_for, texts_of
     from ofa_fast.initialization.tokenization import batch_encoder
 
-    texts_of, encode = spellings_for(tokenizer), batch_encoder(tokenizer)
-    texts = [texts_of(word) for word in word_vectors.words]
+    encode = batch_encoder(tokenizer)
+    texts = texts_of(word_vectors.words, spellings_for(tokenizer))
     ids, starts = encode([text for of_word in texts for text in of_word])
     word_of_text = np.repeat(np.arange(len(texts)), [len(of_word) for of_word in texts])
     word_of = np.repeat(word_of_text, np.diff(starts))

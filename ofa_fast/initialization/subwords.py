@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import mmap
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 
@@ -12,9 +15,12 @@ from tqdm.auto import tqdm
 
 from ofa_fast import _native
 from ofa_fast.initialization import tokenization
+from ofa_fast.initialization.cache import Cache, key_of
+from ofa_fast.initialization.published_means import published_means
 from ofa_fast.initialization.sharing import Processes
+from ofa_fast.initialization.word_list import WordList, distinct_words
 
-WORDS_PER_CHUNK = 16_384
+WORDS_PER_CHUNK = 32_768
 ALONE = Processes()
 
 
@@ -44,18 +50,23 @@ def spellings(word: str) -> tuple[str, ...]:
     return word, f" {word}", f" {word[:1].title()}{word[1:]}"
 
 
-def spellings_for(tokenizer) -> Callable[[str], tuple[str, ...]]:
-    """``spellings`` without those that the tokenizer cannot tell from the one after a space."""
+def spellings_for(tokenizer) -> tuple[int, ...]:
+    """Which of ``spellings`` the tokenizer can tell from the one after a space, and that one first."""
     kept = [1]
     for i in (0, 2):
         if tokenization.tells_apart(tokenizer, lambda word: spellings(word)[1], lambda word, i=i: spellings(word)[i]):
             kept.append(i)
+    return tuple(kept)
 
-    def texts(word: str) -> tuple[str, ...]:
-        every = spellings(word)
-        return tuple(dict.fromkeys(every[i] for i in kept))
 
-    return texts
+def texts_of(words: list[str], kept: tuple[int, ...]) -> list[tuple[str, ...]]:
+    if kept == (1, 2):  # most multilingual tokenizers, for whose millions of words this is worth its lines
+        titles = [word[:1].title() for word in words]
+        return [
+            (f" {word}",) if title == word[:1] else (f" {word}", f" {title}{word[1:]}")
+            for word, title in zip(words, titles, strict=True)
+        ]
+    return [tuple(dict.fromkeys(every[i] for i in kept)) for every in map(spellings, words)]
 
 
 def published_spellings(word: str) -> tuple[str, ...]:
@@ -65,84 +76,78 @@ def published_spellings(word: str) -> tuple[str, ...]:
     return text, f" {text}", capitalised
 
 
-def _published_words(keys: list[str]) -> tuple[list[str], list[str]]:
-    """Language and word of each key: English where the key has no ``xyz:`` in front."""
-    languages, words = [], []
-    for key in keys:
-        prefixed = len(key) > 4 and key[3] == ":"
-        if prefixed and key.count(":") != 1:
-            raise ValueError(f"word_vectors: the key {key!r} has a second colon, which parity=True cannot take")
-        languages.append(key[:3] if prefixed else "eng")
-        words.append(key[4:] if prefixed else key)
-    return languages, words
+class _Encoder:
+    """The subwords of words: chunks of them, as far as they are in the cache, from there."""
+
+    def __init__(self, tokenizer, words: WordList, parity: bool, cache: Cache | None) -> None:
+        self.tokenizer, self.words, self.cache = tokenizer, words, cache
+        self.kept = None if parity else spellings_for(tokenizer)
+        self.encode: Callable | None = None
+        self.key = None if cache is None else [tokenization.sha256(tokenizer), self.kept]
+
+    def __call__(self, begin: int) -> _Chunk | None:
+        """The words from ``begin``, a chunk of them; None behind the last."""
+        words = self.words.words[begin : begin + WORDS_PER_CHUNK]
+        if not words:
+            return None
+        bounds = self.words.row_starts[begin : begin + len(words) + 1]
+        rows = self.words.rows[bounds[0] : bounds[-1]]
+        if self.cache is None:
+            return _Chunk(rows, bounds - bounds[0], *self._tokenise(words))
+        joined = "\n".join(words).encode("utf-8", "surrogatepass")
+        key = key_of("tokens", self.key, len(words), hashlib.sha256(joined).hexdigest())
+        found = self.cache.read("tokens", key)
+        if found is None:
+            ids, id_starts, text_starts = self._tokenise(words)
+            counts = {"ids": ids, "per_text": np.diff(id_starts), "per_word": np.diff(text_starts)}
+            self.cache.write("tokens", key, {k: torch.from_numpy(v.astype(np.int32)) for k, v in counts.items()})
+            return _Chunk(rows, bounds - bounds[0], ids, id_starts, text_starts)
+        return _Chunk(
+            rows, bounds - bounds[0], found["ids"].numpy().astype(np.int64),
+            _starts(found["per_text"].numpy()), _starts(found["per_word"].numpy()),
+        )  # fmt: skip
+
+    def _tokenise(self, words: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        if self.encode is None:
+            self.encode = tokenization.batch_encoder(self.tokenizer)
+        texts = list(map(published_spellings, words)) if self.kept is None else texts_of(words, self.kept)
+        ids, id_starts = self.encode(list(chain.from_iterable(texts)))
+        return ids, id_starts, _starts(list(map(len, texts)))
 
 
-def _checked(word_vectors) -> np.ndarray:
-    vectors = word_vectors.vectors
-    if vectors.ndim != 2 or vectors.shape[0] != len(word_vectors.words) or vectors.shape[1] == 0:
-        raise ValueError(
-            f"word_vectors.vectors must be [{len(word_vectors.words)}, d], one row a word, got {list(vectors.shape)}"
-        )
-    languages = word_vectors.languages
-    if languages is not None and len(languages) != len(word_vectors.words):
-        raise ValueError(
-            f"word_vectors.languages must hold a code for each of {len(word_vectors.words)} words, got {len(languages)}"
-        )
-    return vectors
+def _starts(lengths) -> np.ndarray:
+    starts = np.zeros(len(lengths) + 1, dtype=np.int64)
+    np.cumsum(lengths, out=starts[1:])
+    return starts
 
 
-def _occurrences(
-    tokenizer,
-    word_vectors,
-    languages: set[str] | None,
-    parity: bool,
-    progress: bool,
-    name: str,
-    processes: Processes,
-) -> Iterator[_Chunk]:
-    words, of = word_vectors.words, word_vectors.languages
-    if parity:
-        of, words = _published_words(list(word_vectors.keys))
-    wanted = range(len(words))
-    if languages is not None:
-        if of is None:
-            raise ValueError("word_vectors has no languages, so none can be selected")
-        wanted = [i for i in wanted if of[i] in languages]
-        if not wanted:
-            raise ValueError(f"no word of word_vectors is of the languages {', '.join(sorted(languages))}")
-    # The same word in several languages is encoded once and enters with the sum of its vectors.
-    index: dict[str, int] = {}
-    distinct = np.fromiter((index.setdefault(words[i], len(index)) for i in wanted), np.int64, count=len(wanted))
-    order = np.argsort(distinct, kind="stable")
-    rows = np.asarray(wanted, dtype=np.int64)[order]
-    row_starts = np.searchsorted(distinct[order], np.arange(len(index) + 1))
-    texts_of = published_spellings if parity else spellings_for(tokenizer)
-    index = list(index)
-    tokenization.warn_if_slow(tokenizer, 3 * len(index))
-    encode = tokenization.batch_encoder(tokenizer)
-    with tqdm(total=len(index), desc=name, disable=not progress) as bar:
-        for first in range(0, len(index), WORDS_PER_CHUNK * processes.size):
-            begin = first + WORDS_PER_CHUNK * processes.rank
-            texts = list(map(texts_of, index[begin : begin + WORDS_PER_CHUNK]))
-            bounds = row_starts[begin : begin + len(texts) + 1]
-            yield from filter(None, processes.exchange(texts and _chunk(encode, texts, rows, bounds)))
-            bar.update(min(WORDS_PER_CHUNK * processes.size, len(index) - first))
+def _occurrences(encoder: _Encoder, progress: bool, name: str, processes: Processes) -> Iterator[_Chunk]:
+    """All chunks in order. The next one is tokenised while one is used."""
+    total, step = len(encoder.words.words), WORDS_PER_CHUNK * processes.size
+    begins = range(0, total, step)
+    with tqdm(total=total, desc=name, disable=not progress) as bar, ThreadPoolExecutor(1) as worker:
+        coming = worker.submit(encoder, WORDS_PER_CHUNK * processes.rank)
+        for first in begins:
+            mine = coming.result()
+            if first + step < total:
+                coming = worker.submit(encoder, first + step + WORDS_PER_CHUNK * processes.rank)
+            yield from filter(None, processes.exchange(mine))
+            bar.update(min(step, total - first))
 
 
-def _chunk(encode, texts: list[tuple[str, ...]], rows: np.ndarray, bounds: np.ndarray) -> _Chunk:
-    text_starts = np.zeros(len(texts) + 1, dtype=np.int64)
-    np.cumsum(list(map(len, texts)), out=text_starts[1:])
-    ids, id_starts = encode(list(chain.from_iterable(texts)))
-    return _Chunk(rows[bounds[0] : bounds[-1]], bounds - bounds[0], ids, id_starts, text_starts)
+def _words_of(tokenizer, word_vectors, languages, parity: bool) -> WordList:
+    words = distinct_words(word_vectors, languages, parity)
+    tokenization.warn_if_slow(tokenizer, 3 * len(words.words))
+    return words
 
 
 def covered_subwords(
-    tokenizer, word_vectors, *, languages=None, parity=False, progress=False, processes=ALONE
+    tokenizer, word_vectors, *, languages=None, parity=False, progress=False, processes=ALONE, cache=None
 ) -> np.ndarray:
     """Which subwords occur in a word of ``word_vectors``: [V] bool, from tokenisation alone."""
-    _checked(word_vectors)
     covered = np.zeros(len(tokenization.tokens_by_id(tokenizer)), dtype=bool)
-    for chunk in _occurrences(tokenizer, word_vectors, languages, parity, progress, "Tokenising words", processes):
+    encoder = _Encoder(tokenizer, _words_of(tokenizer, word_vectors, languages, parity), parity, cache)
+    for chunk in _occurrences(encoder, progress, "Tokenising words", processes):
         covered[chunk.ids] = True
     if not parity:
         covered[list(tokenization.special_ids(tokenizer))] = False
@@ -159,6 +164,8 @@ def subword_vectors(
     name="Subword vectors",
     processes=ALONE,
     part=slice(None),
+    cache=None,
+    columns=None,
 ) -> np.ndarray:
     """The vector of every subword s: the mean of the vectors of the words that contain it.
 
@@ -167,13 +174,17 @@ def subword_vectors(
     no word, and every special token, has the zero vector.
 
     Args:
-        tokenizer: a Hugging Face tokenizer; a Rust one is about six times as fast as a Python one.
+        tokenizer: a Hugging Face tokenizer; a Rust one is about six times as fast as a Python one, and a unigram such
+            as XLM-R's six times as fast again.
         word_vectors: ``WordVectors`` of W words, d dimensions.
         languages: count only words of these ISO 639-3 codes.
         parity: as published, bit for bit: n[s, w] counts the spellings (0 to 3), the ``$`` of the markup is encoded
             as a space, and the unknown token takes part.
         progress: show a progress bar.
         processes: who share the tokenisation; each gets the vectors of the subwords in its ``part``.
+        cache: a ``Cache`` for the tokenised words, of which a run that was interrupted makes the rest.
+        columns: of the d, how many are summed at a time, by default all; each time the words are tokenised anew, or
+            come from the cache.
 
     Returns:
         [V, d], V the largest id + 1: float32, float64 with ``parity``; summed in float64 either way, deterministic.
@@ -181,26 +192,44 @@ def subword_vectors(
     Raises:
         ValueError: an empty vocabulary; vectors or languages that do not fit the words; no word of ``languages``.
 
-    Peak extra memory: 8 V d bytes for the sums, and 16,384 words with their encodings (about 150 MB); with ``parity``
-    also 16 bytes for each subword of each word.
+    Peak extra memory: 4 V d + 8 V min(d, columns) bytes, about 150 bytes a word, and two chunks of 32,768 words with
+    their encodings (about 150 MB); with ``parity`` 8 V d, and 16 bytes for each subword of each word.
 
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.2.
     """
-    vectors = _checked(word_vectors)
+    vectors = word_vectors.vectors
+    words = _words_of(tokenizer, word_vectors, languages, parity)
+    encoder = _Encoder(tokenizer, words, parity, cache)
     size, dim = len(tokenization.tokens_by_id(tokenizer)), vectors.shape[1]
-    chunks = _occurrences(tokenizer, word_vectors, languages, parity, progress, name, processes)
     if parity:
-        return _published_means(chunks, vectors, size)
+        return published_means(_occurrences(encoder, progress, name, processes), vectors, size)
     begin, end, _ = part.indices(size)
-    sums, totals = torch.zeros(end - begin, dim, dtype=torch.float64), torch.zeros(end - begin, dtype=torch.float64)
-    for chunk in chunks:
-        values = torch.from_numpy(np.asarray(vectors[chunk.rows], dtype=np.float32))
-        _add(values, torch.from_numpy(chunk.row_starts), *map(torch.from_numpy, chunk.within(begin, end)), sums, totals)
-    sums, totals = sums.numpy(), totals.numpy()
     special = [i - begin for i in tokenization.special_ids(tokenizer) if begin <= i < end]
-    sums[special] = 0.0
-    sums /= np.maximum(totals, 1)[:, None]
-    return sums.astype(np.float32)
+    out = np.empty((end - begin, dim), dtype=np.float32)
+    columns = min(columns or dim, dim)
+    sums = torch.empty(end - begin, columns, dtype=torch.float64)
+    for first in range(0, dim, columns):
+        some = slice(first, min(first + columns, dim))
+        sums, totals = sums[:, : some.stop - first].contiguous().zero_(), torch.zeros(end - begin, dtype=torch.float64)
+        for chunk in _occurrences(encoder, progress, name, processes):
+            values = torch.from_numpy(np.asarray(vectors[chunk.rows][:, some], dtype=np.float32, order="C"))
+            ids, id_starts = map(torch.from_numpy, chunk.within(begin, end))
+            _add(values, torch.from_numpy(chunk.row_starts), ids, id_starts, sums, totals)
+            release(vectors)
+        sums[special] = 0.0
+        sums /= totals.clamp_min_(1)[:, None]
+        out[:, some] = sums.numpy()
+    return out
+
+
+def is_mapped(array: np.ndarray) -> bool:
+    return isinstance(getattr(array, "_mmap", None), mmap.mmap) and not array.flags.writeable
+
+
+def release(array: np.ndarray) -> None:
+    """Give back the memory of a mapped file that has been read; what is needed again is read again."""
+    if is_mapped(array) and hasattr(mmap, "MADV_DONTNEED"):
+        array._mmap.madvise(mmap.MADV_DONTNEED)
 
 
 def _add(vectors, row_starts, ids, id_starts, sums, totals) -> None:
@@ -213,42 +242,3 @@ def _add(vectors, row_starts, ids, id_starts, sums, totals) -> None:
     words = torch.from_numpy(np.add.reduceat(vectors.double().numpy(), row_starts[:-1].numpy()))
     sums.index_add_(0, subword, words[word])
     totals.index_add_(0, subword, row_starts.diff()[word].double())
-
-
-def _occurrences_of(chunk: _Chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each subword and word in whose spellings it occurs, sorted by subword, then word; and in how many of them."""
-    texts, words = len(chunk.id_starts) - 1, len(chunk.row_starts) - 1
-    in_text = np.unique(np.stack([chunk.ids, np.repeat(np.arange(texts), np.diff(chunk.id_starts))]), axis=1)
-    word_of = np.repeat(np.arange(words), np.diff(chunk.text_starts))
-    (subword, word), counts = np.unique(np.stack([in_text[0], word_of[in_text[1]]]), axis=1, return_counts=True)
-    return subword, word, counts
-
-
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[i], starts[i] + 1, ..., ``lengths[i]`` of them, for one i after the other."""
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(starts, lengths) + within
-
-
-def _published_means(chunks: Iterator[_Chunk], vectors: np.ndarray, size: int) -> np.ndarray:
-    """Σ (1/n) v over the n members of each subword, in the order of the words: equal to the published vectors.
-
-    Equal, because a last bit decides which of two equally near subwords is a neighbour.
-    """
-    occurrences = [np.empty(0, dtype=np.int64)]
-    for chunk in chunks:
-        subwords, words, counts = _occurrences_of(chunk)
-        sizes = np.diff(chunk.row_starts)[words]
-        rows = chunk.rows[_ranges(chunk.row_starts[words], sizes)]
-        pairs = np.repeat(subwords, sizes) * len(vectors) + rows
-        occurrences.append(np.repeat(pairs, np.repeat(counts, sizes)))
-    subwords, rows = np.divmod(np.sort(np.concatenate(occurrences)), len(vectors))
-    subwords, starts = np.unique(subwords, return_index=True)
-    means = np.zeros((size, vectors.shape[1]))
-    for subword, members in zip(subwords, np.split(rows, starts[1:]), strict=True):
-        weight = 1.0 / len(members)
-        for begin in range(0, len(members), WORDS_PER_CHUNK):
-            terms = vectors[members[begin : begin + WORDS_PER_CHUNK]].astype(np.float64) * weight
-            terms[0] += means[subword]
-            means[subword] = terms.sum(axis=0)
-    return means

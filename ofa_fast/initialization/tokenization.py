@@ -12,7 +12,10 @@ from itertools import chain
 import numpy as np
 from tokenizers import AddedToken, Tokenizer
 
+from ofa_fast.initialization.unigram import native_unigram
+
 TEXTS_PER_BATCH = 64
+TEXTS_AT_ONCE = 32_768
 _PROBES = ("water", "ὕδωρ", "вода", "ջուր", "पानी", "水", "su2", "l'eau", "x-y")
 
 
@@ -62,8 +65,8 @@ def batch_encoder(tokenizer) -> Callable[[Sequence[str]], tuple[np.ndarray, np.n
     """A function of texts: their ids without special tokens in a row, int64, and [len(texts) + 1] offsets into them.
 
     A Rust tokenizer takes batches on all its threads. Most of its time on a single word is not spent on the word, so
-    many are joined by a token of their own, at which it cuts text before it does anything else. Where that changes
-    what is found in a few probes, each text goes alone.
+    many are joined by a token of their own, at which it cuts text before it does anything else. A unigram model is run
+    natively. Where either changes what is found in a few probes, each text goes alone.
     """
     if not is_rust(tokenizer):
         return lambda texts: flat(tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else [])
@@ -74,23 +77,50 @@ def batch_encoder(tokenizer) -> Callable[[Sequence[str]], tuple[np.ndarray, np.n
     def alone(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return flat([encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)])
 
+    native = native_unigram(backend)
+    if native is not None and _same(native, alone, [*_probes(), *_spoken(backend)]):
+        return lambda texts: native(texts) or alone(texts)
+    joined = _joined(backend, alone)
+    return joined if _same(joined, alone, _probes()) else alone
+
+
+def _probes() -> list[str]:
+    words = (*_PROBES, "", "Water", "▁x", "##x", "1.5%")
+    return [f"{space}{text}" for text in words for space in ("", " ")]
+
+
+def _spoken(backend: Tokenizer, count: int = 1000) -> list[str]:
+    """Some of the tokens, as text."""
+    tokens = sorted(set(backend.get_vocab()) - {token.content for token in backend.get_added_tokens_decoder().values()})
+    return [token.replace("▁", " ") for token in tokens[:: -(-len(tokens) // count)]]
+
+
+def _same(one, other, texts: list[str]) -> bool:
+    found = one(texts)
+    return found is not None and all(np.array_equal(a, b) for a, b in zip(found, other(texts), strict=True))
+
+
+def _joined(backend: Tokenizer, alone) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
     separator = "\u0091ofa-fast\u0092"
     backend.add_special_tokens([AddedToken(separator, normalized=False, special=True)])
     separator_id = backend.token_to_id(separator)
 
-    def joined(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+    def some(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         batches = [separator.join([*texts[i : i + TEXTS_PER_BATCH], ""]) for i in range(0, len(texts), TEXTS_PER_BATCH)]
         ids, _ = alone(batches)
         ends = np.flatnonzero(ids == separator_id)
         if len(ends) != len(texts):  # a text holds the separator
             return alone(texts)
-        offsets = np.zeros(len(texts) + 1, dtype=np.int64)
-        offsets[1:] = ends - np.arange(len(ends))
-        return np.delete(ids, ends), offsets
+        return np.delete(ids, ends), np.concatenate([[0], ends - np.arange(len(ends))])
 
-    probes = [f"{space}{text}" for text in (*_PROBES, "", "Water", "▁x", "##x", "1.5%") for space in ("", " ")]
-    same = all(np.array_equal(one, other) for one, other in zip(alone(probes), joined(probes), strict=True))
-    return joined if same else alone
+    def joined(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        # Encodings in Rust take some hundred bytes a subword, so not all texts at once.
+        parts = [some(texts[i : i + TEXTS_AT_ONCE]) for i in range(0, max(1, len(texts)), TEXTS_AT_ONCE)]
+        before = np.cumsum([0, *(len(ids) for ids, _ in parts)])
+        offsets = [[0], *(offsets[1:] + start for (_, offsets), start in zip(parts, before, strict=False))]
+        return np.concatenate([ids for ids, _ in parts]), np.concatenate(offsets)
+
+    return joined
 
 
 def flat(ids: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:

@@ -28,10 +28,11 @@ def near_one(rows: torch.Tensor) -> torch.Tensor:
 def root(x: torch.Tensor) -> torch.Tensor:
     """The number nearest to the square root; MKL's, which torch takes on a CPU, may be its neighbour."""
     near = x.sqrt()
-    high = near.float().double()
+    high = near * 134217729.0  # 2**27 + 1: Dekker's cut into two halves of 26 bits, whose products are exact
+    high = high - (high - near)
     low = near - high
-    rest = x - high * high - 2 * high * low - low * low  # x - near * near: all but the last product are exact
-    return near + (rest / (2 * near)).detach()
+    rest = x - high * high - 2 * high * low - low * low  # x - near * near
+    return near + torch.where(near > 0, rest / (2 * near), 0.0).detach()
 
 
 def topk_similarity(

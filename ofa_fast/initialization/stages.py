@@ -1,0 +1,146 @@
+"""The long stages of the recipe, each of which a cache may spare."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ofa_fast.initialization import arguments, report, tokenization
+from ofa_fast.initialization.cache import Cache, key_of
+from ofa_fast.initialization.matching import Vocabulary, match, match_vocabularies, read_vocabulary
+from ofa_fast.initialization.neighbors import nearest
+from ofa_fast.initialization.sharing import Processes
+from ofa_fast.initialization.subwords import subword_vectors
+from ofa_fast.ops import truncated_svd
+
+
+def vocabularies(source_tokenizer, target_tokenizer, parity: bool) -> tuple[Vocabulary, Vocabulary]:
+    source = read_vocabulary(source_tokenizer, "source_tokenizer")
+    target = read_vocabulary(target_tokenizer, "target_tokenizer")
+    for name, vocabulary in (("source_tokenizer", source), ("target_tokenizer", target)):
+        arguments.check_ids(name, vocabulary.tokenizer, len(vocabulary.tokens), parity)
+    return source, target
+
+
+def matched(source: Vocabulary, target: Vocabulary, parity: bool, copies: str) -> np.ndarray:
+    """The source token of each target token that is copied, else -1."""
+    found = match_vocabularies(source.tokenizer, target.tokenizer, parity=True) if parity else match(source, target)
+    if copies == "special":
+        other = np.ones(len(found), dtype=bool)
+        other[list(tokenization.special_ids(target.tokenizer))] = False
+        found[other] = -1
+    return found
+
+
+@dataclass
+class Stages:
+    """What the stages of one call share."""
+
+    word_vectors: object
+    parity: bool
+    progress: bool
+    processes: Processes
+    cache: Cache | None = None
+    columns: int | None = None
+
+    def __post_init__(self) -> None:
+        self._hash: str | None = None
+
+    @property
+    def word_vectors_sha256(self) -> str:
+        if self._hash is None:
+            self._hash = report.word_vectors_sha256(self.word_vectors)
+        return self._hash
+
+    def _cached(self, stage: str, key: list, make) -> tuple[dict[str, torch.Tensor], str]:
+        """The tensors of a stage, and a key for what is made of them."""
+        if self.cache is None:
+            return make(), ""
+        found = key_of(stage, key)
+        tensors = self.cache.read(stage, found)
+        # What all do together is done by all or none.
+        if not all(self.processes.exchange(tensors is not None)):
+            tensors = make()
+            self.cache.write(stage, found, tensors)
+        return tensors, found
+
+    def subwords(self, tokenizer, languages: set[str] | None, name: str, part: slice) -> tuple[torch.Tensor, str]:
+        def make() -> dict[str, torch.Tensor]:
+            made = subword_vectors(
+                tokenizer,
+                self.word_vectors,
+                languages=languages,
+                parity=self.parity,
+                progress=self.progress,
+                name=name,
+                processes=self.processes,
+                part=part,
+                cache=self.cache,
+                columns=self.columns,
+            )
+            return {"vectors": torch.from_numpy(made)}
+
+        key = self.cache and [
+            tokenization.sha256(tokenizer),
+            self.word_vectors_sha256,
+            None if languages is None else sorted(languages),
+            self.parity,
+            [part.start, part.stop],
+        ]
+        tensors, found = self._cached("subwords", key, make)
+        return tensors["vectors"], found
+
+    def neighbors(
+        self,
+        queries: torch.Tensor,
+        query_rows: torch.Tensor,
+        keys: torch.Tensor,
+        key_rows: torch.Tensor,
+        count: int,
+        device: torch.device,
+        made_from: list[str],
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Scores and indices, into ``key_rows``, of the ``count`` nearest ``keys[key_rows]``."""
+
+        def make() -> dict[str, torch.Tensor]:
+            scores, indices = nearest(
+                queries[query_rows].to(device),
+                keys[key_rows].to(device),
+                count,
+                published=self.parity,
+                progress=self.progress,
+            )
+            return {"scores": scores, "indices": indices}
+
+        key = self.cache and [*made_from, _hash(query_rows), _hash(key_rows), count, self.parity]
+        tensors, _ = self._cached("neighbors", key, make)
+        return tensors["scores"], tensors["indices"]
+
+    def factors(
+        self, table: torch.Tensor, ranks: list[int | None]
+    ) -> tuple[dict[int | None, tuple[torch.Tensor, torch.Tensor | None, float]], list[float]]:
+        """Coordinates, basis and explained variance per rank: one SVD at the largest, of which the others are part.
+
+        Then the explained variance at ranks 1, 2, ... up to the largest.
+        """
+        found = {None: (table, None, 1.0)}
+        ranks = [r for r in ranks if r is not None]
+        if not ranks:
+            return found, []
+        key = self.cache and [report.array_sha256(table), max(ranks), table.device.type, torch.get_num_threads()]
+        tensors, _ = self._cached(
+            "svd", key, lambda: dict(zip(("u", "s", "vh"), truncated_svd(table, max(ranks)), strict=True))
+        )
+        u, s, vh = (tensors[name].to(table.device) for name in ("u", "s", "vh"))
+        energy, total = s.double().square().cumsum(0), float(table.double().square().sum())
+        for r in ranks:
+            explained = min(1.0, float(energy[r - 1]) / total) if total else 1.0
+            found[r] = u[:, :r].contiguous(), s[:r, None] * vh[:r], explained
+        return found, [round(min(1.0, value), 6) for value in (energy / (total or 1.0)).tolist()]
+
+
+def _hash(rows: torch.Tensor) -> str:
+    return hashlib.sha256(np.ascontiguousarray(rows.numpy()).data).hexdigest()
