@@ -16,6 +16,7 @@ from ofa_fast.initialization.word_vectors import WordVectors
 from ofa_fast.initialization.words import CASES, WordSplitter, written_forms
 from ofa_fast.ops import truncated_svd
 
+Texts = Mapping[str, str | os.PathLike]
 _MERGED = "<range>"
 _OVERSAMPLING = 24
 _POWER_ITERATIONS = 4
@@ -47,7 +48,7 @@ class _Sparse:
 
 
 def build_word_vectors(
-    files: Mapping[str, str | os.PathLike],
+    files: Texts | Sequence[Texts],
     dim: int = 200,
     *,
     lines: Sequence[int] | Sequence[bool] | np.ndarray | None = None,
@@ -78,7 +79,8 @@ def build_word_vectors(
     Args:
         files: language code of three characters → UTF-8 text; line i is the same verse or sentence in every file. An
             empty line is absent; ``<range>`` means that the line above covers this one too, and its words then count in
-            equal parts in each.
+            equal parts in each. Or several such mappings (verses, and bitexts of two languages): their lines follow
+            each other, and whatever a language says in any of them is factorised together.
         dim: the dimension of the vectors, at most the number of lines used.
         lines: which lines to use, as a mask over all lines or as indices from 0; all by default. Text that covers a
             line which is not among them is not used at all, so that lines left out are unseen.
@@ -105,9 +107,11 @@ def build_word_vectors(
             for ``dim``, or another argument out of its range.
         FileNotFoundError: a file is not there.
     """
-    pivot = pivot or ("eng" if "eng" in files else next(iter(files), None))
-    _check_options(files, dim, min_count, case, ngrams, pivot, iterations)
-    counts, kept = _read(files, lines, min_count, WordSplitter(ngrams), case, progress)
+    corpora = [files] if isinstance(files, Mapping) else list(files)
+    languages = list(dict.fromkeys(code for corpus in corpora for code in corpus))
+    pivot = pivot or ("eng" if "eng" in languages else next(iter(languages), None))
+    _check_options(languages, dim, min_count, case, ngrams, pivot, iterations)
+    counts, kept = _read(corpora, languages, lines, min_count, WordSplitter(ngrams), case, progress)
     words = [word for own in counts.values() for word in own.words]
     languages = [language for language, own in counts.items() for _ in own.words]
     ends = np.cumsum([len(own.words) for own in counts.values()]).tolist()
@@ -132,18 +136,18 @@ def _unit(vectors: torch.Tensor) -> torch.Tensor:
 
 
 def _check_options(
-    files: Mapping, dim: int, min_count: int, case: str, ngrams: int, pivot: str | None, iterations: int
+    known: list[str], dim: int, min_count: int, case: str, ngrams: int, pivot: str | None, iterations: int
 ) -> None:
-    if len(files) < 2:
-        raise ValueError(f"files must name the texts of at least two languages, got {len(files)}")
-    for code in files:
+    if len(known) < 2:
+        raise ValueError(f"files must name the texts of at least two languages, got {len(known)}")
+    for code in known:
         if len(code) != 3:
             raise ValueError(f"files: a language is a code of three characters such as 'deu', got {code!r}")
     for name, value in (("dim", dim), ("min_count", min_count), ("ngrams", ngrams)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if pivot not in files:
-        raise ValueError(f"pivot must be one of {', '.join(files)}, got {pivot!r}")
+    if pivot not in known:
+        raise ValueError(f"pivot must be one of {', '.join(known)}, got {pivot!r}")
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")
     if case not in CASES:
@@ -151,7 +155,8 @@ def _check_options(
 
 
 def _read(
-    files: Mapping[str, str | os.PathLike],
+    corpora: list[Texts],
+    languages: list[str],
     lines: Sequence | np.ndarray | None,
     min_count: int,
     split: WordSplitter,
@@ -160,13 +165,18 @@ def _read(
 ) -> tuple[dict[str, LineCounts], int]:
     """The counts of each language over the lines that are used, numbered anew, and how many these are."""
     texts: dict[str, tuple[np.ndarray, LineCounts]] = {}
-    total, used = 0, np.empty(0, dtype=bool)
-    for language, path in tqdm(files.items(), desc="Counting words", unit=" files", disable=not progress):
-        text = list(read_lines(path, f"files[{language!r}]"))
-        if not texts:
-            total, used = len(text), _line_mask(lines, len(text))
-        if len(text) != total:
-            raise ValueError(f"files[{language!r}]: {path} has {len(text)} lines, but the first file has {total}")
+    lengths = [_length(corpus) for corpus in corpora]
+    total = sum(lengths)
+    used = _line_mask(lines, total)
+    for language in tqdm(languages, desc="Counting words", unit=" languages", disable=not progress):
+        text: list[str] = []
+        for corpus, length in zip(corpora, lengths, strict=True):
+            own = list(read_lines(corpus[language], f"files[{language!r}]")) if language in corpus else [""] * length
+            if len(own) != length:
+                path = corpus[language]
+                raise ValueError(f"files[{language!r}]: {path} has {len(own)} lines, but the first file has {length}")
+            # The first line of a text covers nothing of the text before it.
+            text += ["" if own[:1] == [_MERGED] else own[0], *own[1:]] if own else []
         texts[language] = _count_words(text, used, split, case)
     kept = np.flatnonzero(sum(covered.astype(np.int64) for covered, _ in texts.values()) >= 2)
     if len(kept) == 0:
@@ -178,6 +188,11 @@ def _read(
         if not own.words:
             raise ValueError(f"files[{language!r}]: no word stands {min_count} times in the lines that are used")
     return counts, len(kept)
+
+
+def _length(corpus: Texts) -> int:
+    language, path = next(iter(corpus.items()))
+    return sum(1 for _ in read_lines(path, f"files[{language!r}]"))
 
 
 def _line_mask(lines: Sequence | np.ndarray | None, total: int) -> np.ndarray:

@@ -164,6 +164,24 @@ def test_absent_lines_are_not_evidence(tmp_path):
     assert build_word_vectors(files, dim=2).words == ["one", "three", "drei", "eins"]
 
 
+def test_bitexts_that_share_a_language_are_one_text(tmp_path):
+    english = (VERSES / "eng.txt").read_text("utf-8").split("\n")
+    german, spanish = ((VERSES / f"{code}.txt").read_text("utf-8").split("\n") for code in ("deu", "spa"))
+    first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
+    for folder in (first, second, whole):
+        folder.mkdir()
+    pairs = [
+        write(first, eng=english[:600], deu=german[:600]),
+        write(second, spa=["<range>", *spanish[601:1000]], eng=english[600:1000]),
+    ]
+    gaps = {"deu": german[:600] + [""] * 400, "spa": [""] * 601 + spanish[601:1000]}
+    joint, padded = build_word_vectors(pairs, dim=50), build_word_vectors(write(whole, eng=english[:1000], **gaps), 50)
+    assert list(dict.fromkeys(joint.languages)) == ["eng", "deu", "spa"] and joint.keys == padded.keys
+    np.testing.assert_array_equal(joint.vectors, padded.vectors)
+    with pytest.raises(ValueError, match=r"spa\.txt has 400 lines, but the first file has 600"):
+        build_word_vectors([{"eng": first / "eng.txt", "spa": second / "spa.txt"}])
+
+
 @pytest.mark.parametrize(
     ("line", "words"),
     [
