@@ -48,6 +48,13 @@ def register(commands, subparser) -> None:
     add("--dim", type=positive, default=200, help="length of a vector (default: 200)")
     add("--min-count", type=positive, default=2, help="leave out words rarer than this (default: 2)")
     add("--lines", type=lines, metavar="FIRST-LAST", help="use these lines only, counted from 1")
+    add(
+        "--method",
+        choices=("lines", "graph"),
+        default="lines",
+        help="factorise words by lines, or embed the graph of words and the pivot's words (default: lines)",
+    )
+    add("--colexification", type=Path, metavar="FILE", help="edges between English concepts, as CLICS has them")
     add("--pivot", metavar="LANGUAGE", help="to which the others' words are linked (default: eng, or the first)")
     add(
         "--case",
@@ -124,6 +131,8 @@ def build(args) -> None:
         case=args.case,
         lines=args.lines,
         pivot=args.pivot,
+        method=args.method,
+        colexification=args.colexification,
         progress=sys.stderr.isatty(),
     )
     if args.dictionary:

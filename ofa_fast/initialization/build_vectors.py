@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,39 +11,24 @@ from tqdm import tqdm
 
 from ofa_fast._text import read_lines
 from ofa_fast.initialization.word_alignment import LineCounts, align_words
+from ofa_fast.initialization.word_graph import (
+    Sparse,
+    follow_concepts,
+    meet_words,
+    read_colexification,
+    unit,
+    walk,
+    weigh_links,
+)
 from ofa_fast.initialization.word_vectors import WordVectors
 from ofa_fast.initialization.words import CASES, WordSplitter, written_forms
 from ofa_fast.ops import truncated_svd
 
 Texts = Mapping[str, str | os.PathLike]
+METHODS = ("lines", "graph")
 _MERGED = "<range>"
 _OVERSAMPLING = 24
 _POWER_ITERATIONS = 4
-
-
-@dataclass
-class _Sparse:
-    """A sparse matrix by rows, multiplied by a dense one as a weighted sum of its rows."""
-
-    starts: torch.Tensor
-    columns: torch.Tensor
-    values: torch.Tensor
-
-    @classmethod
-    def of(cls, row: np.ndarray, column: np.ndarray, value: np.ndarray, rows: int) -> _Sparse:
-        order = np.argsort(row, kind="stable")
-        starts = np.zeros(rows + 1, dtype=np.int64)
-        np.cumsum(np.bincount(row, minlength=rows), out=starts[1:])
-        return cls(
-            torch.from_numpy(starts),
-            torch.from_numpy(column[order].astype(np.int64)),
-            torch.from_numpy(value[order].astype(np.float32)),
-        )
-
-    def __matmul__(self, dense: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.embedding_bag(
-            self.columns, dense, self.starts, mode="sum", per_sample_weights=self.values, include_last_offset=True
-        )
 
 
 def build_word_vectors(
@@ -56,7 +40,9 @@ def build_word_vectors(
     case: str = "natural",
     ngrams: int = 3,
     pivot: str | None = None,
-    iterations: int = 3,
+    iterations: int = 5,
+    method: str = "lines",
+    colexification: str | os.PathLike | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> WordVectors:
@@ -70,11 +56,9 @@ def build_word_vectors(
 
     where #(w, l) counts w in line l, #(w) and #(l) are its sums and T is the sum of all. Words that only accompany each
     other, such as *king* and *Herod*, are close in M. Therefore the words of every other language are linked to those
-    of one, the pivot (see ``align_words``), and drawn to the words that they translate:
-
-        vector(w) ∝ x(w) + Σ_p links(w, p) x(p)
-
-    so that a word seen once keeps half of what its lines tell, and a frequent one follows its translations.
+    of one, the pivot (see ``align_words`` and ``weigh_links``), and drawn to the words that they translate
+    (``follow_concepts``); last, the pivot's words are drawn to their translations (``meet_words``). A word that nothing
+    links keeps x(w).
 
     Args:
         files: language code of three characters → UTF-8 text; line i is the same verse or sentence in every file. An
@@ -89,6 +73,10 @@ def build_word_vectors(
         ngrams: where a script has no spaces (Chinese, Thai, …), all substrings of up to so many characters are words.
         pivot: the language whose words the others are linked to; by default English if it is there, else the first.
         iterations: of the word alignment; 0 leaves the links out: vector(w) = x(w).
+        method: ``"lines"``; or ``"graph"``, which forgets the lines once words are linked: x(w) is random, and vectors
+            are random projections of walks of up to three steps over the graph of words and the pivot's words as
+            concepts (the graph of Liu et al. 2023, arXiv 2305.12818; the embedding of Chen et al. 2019, FastRP).
+        colexification: a file of edges between English concepts (see ``read_colexification``), one more step of walks.
         seed: of the start of the decomposition.
         progress: show a bar.
 
@@ -110,29 +98,39 @@ def build_word_vectors(
     corpora = [files] if isinstance(files, Mapping) else list(files)
     languages = list(dict.fromkeys(code for corpus in corpora for code in corpus))
     pivot = pivot or ("eng" if "eng" in languages else next(iter(languages), None))
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if colexification is not None and pivot != "eng":
+        raise ValueError(f"colexification names its concepts in English, but the pivot is {pivot!r}")
     _check_options(languages, dim, min_count, case, ngrams, pivot, iterations)
     counts, kept = _read(corpora, languages, lines, min_count, WordSplitter(ngrams), case, progress)
     words = [word for own in counts.values() for word in own.words]
-    languages = [language for language, own in counts.items() for _ in own.words]
+    codes = [language for language, own in counts.items() for _ in own.words]
     ends = np.cumsum([len(own.words) for own in counts.values()]).tolist()
     rows = {language: slice(end - len(counts[language].words), end) for language, end in zip(counts, ends, strict=True)}
     shape = len(words), kept
     if dim > min(shape):
         raise ValueError(f"dim must be at most {min(shape)}: {shape[0]} words in {shape[1]} lines are left; got {dim}")
 
-    word = np.concatenate([own.word + rows[language].start for language, own in counts.items()])
-    line, count = (np.concatenate([getattr(own, name) for own in counts.values()]) for name in ("line", "count"))
-    vectors = _unit(_principal_coordinates(*_positive_information(word, line, count), shape, dim, seed, progress))
+    if method == "graph":
+        vectors = unit(torch.randn(len(words), dim, generator=torch.Generator().manual_seed(seed)))
+    else:
+        word = np.concatenate([own.word + rows[language].start for language, own in counts.items()])
+        line, count = (np.concatenate([getattr(own, name) for own in counts.values()]) for name in ("line", "count"))
+        vectors = unit(_principal_coordinates(*_positive_information(word, line, count), shape, dim, seed, progress))
+    concepts = vectors[rows[pivot]]
+    if colexification is not None:
+        concepts = walk(concepts, read_colexification(colexification, counts[pivot].words))
     if iterations:
+        graph = []
         for language, own in tqdm(counts.items(), desc="Aligning words", unit=" languages", disable=not progress):
             if language != pivot:
-                links = _Sparse.of(*align_words(own, counts[pivot], iterations), len(own.words))
-                vectors[rows[language]] = _unit(vectors[rows[language]] + links @ vectors[rows[pivot]])
-    return WordVectors(words, vectors.numpy(), languages)
-
-
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(vectors, dim=1, eps=torch.finfo(vectors.dtype).tiny)
+                edges = weigh_links(own.words, align_words(own, counts[pivot], iterations))
+                vectors[rows[language]] = follow_concepts(vectors[rows[language]], concepts, edges)
+                graph.append((vectors[rows[language]], edges))
+        concepts = meet_words(concepts, graph)
+    vectors[rows[pivot]] = concepts
+    return WordVectors(words, vectors.numpy(), codes)
 
 
 def _check_options(
@@ -287,7 +285,7 @@ def _principal_coordinates(
     A subspace of a few more dimensions than asked for is turned towards the leading one by products with MᵀM (Halko,
     Martinsson & Tropp, SIAM Review 2011, algorithm 4.4); the decomposition inside it is dense and exact.
     """
-    matrix, transposed = _Sparse.of(row, column, value, shape[0]), _Sparse.of(column, row, value, shape[1])
+    matrix, transposed = Sparse.of(row, column, value, shape[0]), Sparse.of(column, row, value, shape[1])
     width = min(dim + _OVERSAMPLING, *shape)
     subspace = torch.randn(shape[1], width, generator=torch.Generator().manual_seed(seed))
     for _ in tqdm(range(_POWER_ITERATIONS), desc="Decomposing", disable=not progress):

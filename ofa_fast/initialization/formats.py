@@ -56,7 +56,8 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_finite(name: str, words: list[str], vectors: np.ndarray | ByteRows) -> None:
-    parts = [(0, vectors.scales[:, None])] if isinstance(vectors, ByteRows) else blocks(vectors)
+    largest = vectors.scales[:, None] * 128.0 if isinstance(vectors, ByteRows) else None
+    parts = blocks(vectors) if largest is None else [(0, largest.astype(np.float32))]
     for start, part in parts:
         finite = np.isfinite(part).all(axis=1)
         if not finite.all():

@@ -342,6 +342,7 @@ def test_damaged_scales_are_refused(tmp_path):
         ([1.0], "no scales for"),
         ([1.0, -1.0], "no scales for"),
         ([1.0, np.nan], "word 2, 'b', holds NaN"),
+        ([1.0, 1e37], "word 2, 'b', holds NaN or infinity"),
     ):
         save_file(tensors | {"scales": np.array(scales, np.float32)}, path)
         with pytest.raises(ValueError, match=rf"bytes\.safetensors.*{reason}"):
