@@ -37,6 +37,18 @@ def dictionary_file(text: str) -> tuple[tuple[str, str], Path]:
     return (source, target), Path(path)
 
 
+def bitext(text: str) -> dict[str, Path]:
+    """``FILE`` for ``FILE.deu`` and ``FILE.eng`` where it ends in ``deu-eng``; or ``deu-eng=FILE.de,FILE.en``."""
+    languages, separator, paths = text.rpartition("=")
+    codes = (languages or Path(text).name.rpartition(".")[2]).split("-")
+    files = paths.split(",") if separator else [f"{text}.{code}" for code in codes]
+    if len(codes) != 2 or len(files) != 2 or codes[0] == codes[1] or any(len(code) != 3 for code in codes):
+        raise argparse.ArgumentTypeError(
+            f"expected FILE.LANGUAGE-LANGUAGE such as tatoeba.deu-eng, or deu-eng=FILE,FILE, got {text!r}"
+        )
+    return dict(zip(codes, map(Path, files), strict=True))
+
+
 def lines(text: str) -> range:
     first, separator, last = text.partition("-")
     if not (separator and first.isdigit() and last.isdigit() and 1 <= int(first) <= int(last)):

@@ -6,7 +6,7 @@ import json
 import sys
 from pathlib import Path
 
-from ofa_fast._cli_types import dictionary_file, language_file, lines, numbers, positive
+from ofa_fast._cli_types import bitext, dictionary_file, language_file, lines, numbers, positive
 
 
 def register(commands, subparser) -> None:
@@ -24,14 +24,37 @@ def register(commands, subparser) -> None:
         "--parallel",
         nargs="+",
         type=language_file,
-        required=True,
+        default=[],
         metavar="[LANGUAGE=]FILE",
         help="one text a language, ISO 639-3 code from the file's name unless given; line i means the same in all",
+    )
+    add(
+        "--bitext",
+        nargs="+",
+        type=bitext,
+        default=[],
+        metavar="FILE",
+        help="two texts each: corpus.deu-eng for corpus.deu-eng.deu and corpus.deu-eng.eng, or deu-eng=FILE,FILE",
+    )
+    add(
+        "--dictionary",
+        nargs="+",
+        type=dictionary_file,
+        default=[],
+        metavar="LANGUAGE-LANGUAGE=FILE",
+        help="lines: word TAB translation, not used in building: report how well the vectors translate them",
     )
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
     add("--dim", type=positive, default=200, help="length of a vector (default: 200)")
     add("--min-count", type=positive, default=2, help="leave out words rarer than this (default: 2)")
     add("--lines", type=lines, metavar="FIRST-LAST", help="use these lines only, counted from 1")
+    add(
+        "--method",
+        choices=("lines", "graph"),
+        default="lines",
+        help="factorise words by lines, or embed the graph of words and the pivot's words (default: lines)",
+    )
+    add("--colexification", type=Path, metavar="FILE", help="edges between English concepts, as CLICS has them")
     add("--pivot", metavar="LANGUAGE", help="to which the others' words are linked (default: eng, or the first)")
     add(
         "--case",
@@ -40,18 +63,23 @@ def register(commands, subparser) -> None:
         help="of the words (default: as within a sentence)",
     )
 
-    add = subparser(
+    parser = subparser(
         "convert",
         convert,
         "convert word vectors of any readable format to memory-mapped safetensors",
         "vectors convert cc.de.300.vec.gz --language deu --out deu.safetensors",
         among=vectors,
-    ).add_argument
+    )
+    add = parser.add_argument
     add("vectors", type=Path, metavar="FILE", help=".vec .txt .bin .wv .kv .npz or .safetensors, gzipped or not")
     add("--language", help="ISO 639-3 code of all words, where the words carry none")
     add("--languages", nargs="+", metavar="LANGUAGE", help="keep the words of these languages only")
     add("--max-words", type=positive, help="keep only this many words from the start of the file")
-    add("--half", action="store_true", help="store float16")
+    add("--max-rank", type=positive, help="keep only this many words of each language")
+    add("--words", type=Path, metavar="FILE", help="of a fastText .bin: take these words, one a line, seen or unseen")
+    stored = parser.add_mutually_exclusive_group().add_argument
+    stored("--half", action="store_true", help="store float16")
+    stored("--int8", action="store_true", help="store one byte a value, within 1/254 of a vector's largest")
     add("--skip-bad-lines", action="store_true", help="leave out malformed lines of text, and count them")
     add("--out", type=Path, required=True, metavar="FILE", help="the .safetensors file to write")
 
@@ -91,36 +119,51 @@ def register(commands, subparser) -> None:
 
 
 def build(args) -> None:
-    from ofa_fast.initialization import build_word_vectors
+    from ofa_fast.initialization import build_word_vectors, translation_precision
 
+    texts = ([_by_language(args.parallel, "--parallel")] if args.parallel else []) + args.bitext
+    if not texts:
+        raise ValueError("--parallel or --bitext must name the texts to build from")
     vectors = build_word_vectors(
-        _by_language(args.parallel, "--parallel"),
+        texts,
         dim=args.dim,
         min_count=args.min_count,
         case=args.case,
         lines=args.lines,
         pivot=args.pivot,
+        method=args.method,
+        colexification=args.colexification,
         progress=sys.stderr.isatty(),
     )
+    if args.dictionary:
+        report = {f"{a}-{b}": translation_precision(vectors, pairs, a, b) for (a, b), pairs in args.dictionary}
+        print(json.dumps({"precision": report}, indent=2))
     _save(vectors, args.out)
 
 
 def convert(args) -> None:
     import numpy as np
 
+    from ofa_fast._text import read_lines
     from ofa_fast.initialization import WordVectors
 
-    vectors = WordVectors.load(
-        args.vectors,
-        language=args.language,
-        languages=args.languages,
-        max_words=args.max_words,
-        progress=sys.stderr.isatty(),
-        skip_bad_lines=args.skip_bad_lines,
-    )
-    if args.half:
-        vectors = vectors.astype(np.float16)
-    _save(vectors, args.out)
+    if args.words:
+        words = list(dict.fromkeys(filter(None, read_lines(args.words, "--words"))))
+        vectors = WordVectors.from_fasttext(args.vectors, words, args.language)
+        vectors = vectors.select(args.languages, args.max_words, args.max_rank)
+    else:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        vectors = WordVectors.load(
+            args.vectors,
+            language=args.language,
+            languages=args.languages,
+            max_words=args.max_words,
+            max_rank=args.max_rank,
+            progress=sys.stderr.isatty(),
+            skip_bad_lines=args.skip_bad_lines,
+            folder=args.out.parent,
+        )
+    _save(vectors, args.out, np.int8 if args.int8 else np.float16 if args.half else None)
 
 
 def align(args) -> None:
@@ -153,7 +196,7 @@ def _by_language(files, argument: str) -> dict:
     return found
 
 
-def _save(vectors, out) -> None:
-    vectors.save(out)
+def _save(vectors, out, dtype=None) -> None:
+    vectors.save(out, dtype)
     of = f" in {len(set(vectors.languages))} languages" if vectors.languages else ""
     print(f"{out}: {len(vectors.words):,} words{of}, {vectors.vectors.shape[1]} dimensions")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -12,42 +11,28 @@ from tqdm import tqdm
 
 from ofa_fast._text import read_lines
 from ofa_fast.initialization.word_alignment import LineCounts, align_words
+from ofa_fast.initialization.word_graph import (
+    Sparse,
+    follow_concepts,
+    meet_words,
+    read_colexification,
+    unit,
+    walk,
+    weigh_links,
+)
 from ofa_fast.initialization.word_vectors import WordVectors
 from ofa_fast.initialization.words import CASES, WordSplitter, written_forms
 from ofa_fast.ops import truncated_svd
 
+Texts = Mapping[str, str | os.PathLike]
+METHODS = ("lines", "graph")
 _MERGED = "<range>"
 _OVERSAMPLING = 24
 _POWER_ITERATIONS = 4
 
 
-@dataclass
-class _Sparse:
-    """A sparse matrix by rows, multiplied by a dense one as a weighted sum of its rows."""
-
-    starts: torch.Tensor
-    columns: torch.Tensor
-    values: torch.Tensor
-
-    @classmethod
-    def of(cls, row: np.ndarray, column: np.ndarray, value: np.ndarray, rows: int) -> _Sparse:
-        order = np.argsort(row, kind="stable")
-        starts = np.zeros(rows + 1, dtype=np.int64)
-        np.cumsum(np.bincount(row, minlength=rows), out=starts[1:])
-        return cls(
-            torch.from_numpy(starts),
-            torch.from_numpy(column[order].astype(np.int64)),
-            torch.from_numpy(value[order].astype(np.float32)),
-        )
-
-    def __matmul__(self, dense: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.embedding_bag(
-            self.columns, dense, self.starts, mode="sum", per_sample_weights=self.values, include_last_offset=True
-        )
-
-
 def build_word_vectors(
-    files: Mapping[str, str | os.PathLike],
+    files: Texts | Sequence[Texts],
     dim: int = 200,
     *,
     lines: Sequence[int] | Sequence[bool] | np.ndarray | None = None,
@@ -55,7 +40,9 @@ def build_word_vectors(
     case: str = "natural",
     ngrams: int = 3,
     pivot: str | None = None,
-    iterations: int = 3,
+    iterations: int = 5,
+    method: str = "lines",
+    colexification: str | os.PathLike | None = None,
     seed: int = 0,
     progress: bool = False,
 ) -> WordVectors:
@@ -69,16 +56,15 @@ def build_word_vectors(
 
     where #(w, l) counts w in line l, #(w) and #(l) are its sums and T is the sum of all. Words that only accompany each
     other, such as *king* and *Herod*, are close in M. Therefore the words of every other language are linked to those
-    of one, the pivot (see ``align_words``), and drawn to the words that they translate:
-
-        vector(w) ∝ x(w) + Σ_p links(w, p) x(p)
-
-    so that a word seen once keeps half of what its lines tell, and a frequent one follows its translations.
+    of one, the pivot (see ``align_words`` and ``weigh_links``), and drawn to the words that they translate
+    (``follow_concepts``); last, the pivot's words are drawn to their translations (``meet_words``). A word that nothing
+    links keeps x(w).
 
     Args:
         files: language code of three characters → UTF-8 text; line i is the same verse or sentence in every file. An
             empty line is absent; ``<range>`` means that the line above covers this one too, and its words then count in
-            equal parts in each.
+            equal parts in each. Or several such mappings (verses, and bitexts of two languages): their lines follow
+            each other, and whatever a language says in any of them is factorised together.
         dim: the dimension of the vectors, at most the number of lines used.
         lines: which lines to use, as a mask over all lines or as indices from 0; all by default. Text that covers a
             line which is not among them is not used at all, so that lines left out are unseen.
@@ -87,6 +73,10 @@ def build_word_vectors(
         ngrams: where a script has no spaces (Chinese, Thai, …), all substrings of up to so many characters are words.
         pivot: the language whose words the others are linked to; by default English if it is there, else the first.
         iterations: of the word alignment; 0 leaves the links out: vector(w) = x(w).
+        method: ``"lines"``; or ``"graph"``, which forgets the lines once words are linked: x(w) is random, and vectors
+            are random projections of walks of up to three steps over the graph of words and the pivot's words as
+            concepts (the graph of Liu et al. 2023, arXiv 2305.12818; the embedding of Chen et al. 2019, FastRP).
+        colexification: a file of edges between English concepts (see ``read_colexification``), one more step of walks.
         seed: of the start of the decomposition.
         progress: show a bar.
 
@@ -105,45 +95,57 @@ def build_word_vectors(
             for ``dim``, or another argument out of its range.
         FileNotFoundError: a file is not there.
     """
-    pivot = pivot or ("eng" if "eng" in files else next(iter(files), None))
-    _check_options(files, dim, min_count, case, ngrams, pivot, iterations)
-    counts, kept = _read(files, lines, min_count, WordSplitter(ngrams), case, progress)
+    corpora = [files] if isinstance(files, Mapping) else list(files)
+    languages = list(dict.fromkeys(code for corpus in corpora for code in corpus))
+    pivot = pivot or ("eng" if "eng" in languages else next(iter(languages), None))
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if colexification is not None and pivot != "eng":
+        raise ValueError(f"colexification names its concepts in English, but the pivot is {pivot!r}")
+    _check_options(languages, dim, min_count, case, ngrams, pivot, iterations)
+    counts, kept = _read(corpora, languages, lines, min_count, WordSplitter(ngrams), case, progress)
     words = [word for own in counts.values() for word in own.words]
-    languages = [language for language, own in counts.items() for _ in own.words]
+    codes = [language for language, own in counts.items() for _ in own.words]
     ends = np.cumsum([len(own.words) for own in counts.values()]).tolist()
     rows = {language: slice(end - len(counts[language].words), end) for language, end in zip(counts, ends, strict=True)}
     shape = len(words), kept
     if dim > min(shape):
         raise ValueError(f"dim must be at most {min(shape)}: {shape[0]} words in {shape[1]} lines are left; got {dim}")
 
-    word = np.concatenate([own.word + rows[language].start for language, own in counts.items()])
-    line, count = (np.concatenate([getattr(own, name) for own in counts.values()]) for name in ("line", "count"))
-    vectors = _unit(_principal_coordinates(*_positive_information(word, line, count), shape, dim, seed, progress))
+    if method == "graph":
+        vectors = unit(torch.randn(len(words), dim, generator=torch.Generator().manual_seed(seed)))
+    else:
+        word = np.concatenate([own.word + rows[language].start for language, own in counts.items()])
+        line, count = (np.concatenate([getattr(own, name) for own in counts.values()]) for name in ("line", "count"))
+        vectors = unit(_principal_coordinates(*_positive_information(word, line, count), shape, dim, seed, progress))
+    concepts = vectors[rows[pivot]]
+    if colexification is not None:
+        concepts = walk(concepts, read_colexification(colexification, counts[pivot].words))
     if iterations:
+        graph = []
         for language, own in tqdm(counts.items(), desc="Aligning words", unit=" languages", disable=not progress):
             if language != pivot:
-                links = _Sparse.of(*align_words(own, counts[pivot], iterations), len(own.words))
-                vectors[rows[language]] = _unit(vectors[rows[language]] + links @ vectors[rows[pivot]])
-    return WordVectors(words, vectors.numpy(), languages)
-
-
-def _unit(vectors: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.normalize(vectors, dim=1, eps=torch.finfo(vectors.dtype).tiny)
+                edges = weigh_links(own.words, align_words(own, counts[pivot], iterations))
+                vectors[rows[language]] = follow_concepts(vectors[rows[language]], concepts, edges)
+                graph.append((vectors[rows[language]], edges))
+        concepts = meet_words(concepts, graph)
+    vectors[rows[pivot]] = concepts
+    return WordVectors(words, vectors.numpy(), codes)
 
 
 def _check_options(
-    files: Mapping, dim: int, min_count: int, case: str, ngrams: int, pivot: str | None, iterations: int
+    known: list[str], dim: int, min_count: int, case: str, ngrams: int, pivot: str | None, iterations: int
 ) -> None:
-    if len(files) < 2:
-        raise ValueError(f"files must name the texts of at least two languages, got {len(files)}")
-    for code in files:
+    if len(known) < 2:
+        raise ValueError(f"files must name the texts of at least two languages, got {len(known)}")
+    for code in known:
         if len(code) != 3:
             raise ValueError(f"files: a language is a code of three characters such as 'deu', got {code!r}")
     for name, value in (("dim", dim), ("min_count", min_count), ("ngrams", ngrams)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    if pivot not in files:
-        raise ValueError(f"pivot must be one of {', '.join(files)}, got {pivot!r}")
+    if pivot not in known:
+        raise ValueError(f"pivot must be one of {', '.join(known)}, got {pivot!r}")
     if iterations < 0:
         raise ValueError(f"iterations must be at least 0, got {iterations}")
     if case not in CASES:
@@ -151,7 +153,8 @@ def _check_options(
 
 
 def _read(
-    files: Mapping[str, str | os.PathLike],
+    corpora: list[Texts],
+    languages: list[str],
     lines: Sequence | np.ndarray | None,
     min_count: int,
     split: WordSplitter,
@@ -160,13 +163,18 @@ def _read(
 ) -> tuple[dict[str, LineCounts], int]:
     """The counts of each language over the lines that are used, numbered anew, and how many these are."""
     texts: dict[str, tuple[np.ndarray, LineCounts]] = {}
-    total, used = 0, np.empty(0, dtype=bool)
-    for language, path in tqdm(files.items(), desc="Counting words", unit=" files", disable=not progress):
-        text = list(read_lines(path, f"files[{language!r}]"))
-        if not texts:
-            total, used = len(text), _line_mask(lines, len(text))
-        if len(text) != total:
-            raise ValueError(f"files[{language!r}]: {path} has {len(text)} lines, but the first file has {total}")
+    lengths = [_length(corpus) for corpus in corpora]
+    total = sum(lengths)
+    used = _line_mask(lines, total)
+    for language in tqdm(languages, desc="Counting words", unit=" languages", disable=not progress):
+        text: list[str] = []
+        for corpus, length in zip(corpora, lengths, strict=True):
+            own = list(read_lines(corpus[language], f"files[{language!r}]")) if language in corpus else [""] * length
+            if len(own) != length:
+                path = corpus[language]
+                raise ValueError(f"files[{language!r}]: {path} has {len(own)} lines, but the first file has {length}")
+            # The first line of a text covers nothing of the text before it.
+            text += ["" if own[:1] == [_MERGED] else own[0], *own[1:]] if own else []
         texts[language] = _count_words(text, used, split, case)
     kept = np.flatnonzero(sum(covered.astype(np.int64) for covered, _ in texts.values()) >= 2)
     if len(kept) == 0:
@@ -178,6 +186,11 @@ def _read(
         if not own.words:
             raise ValueError(f"files[{language!r}]: no word stands {min_count} times in the lines that are used")
     return counts, len(kept)
+
+
+def _length(corpus: Texts) -> int:
+    language, path = next(iter(corpus.items()))
+    return sum(1 for _ in read_lines(path, f"files[{language!r}]"))
 
 
 def _line_mask(lines: Sequence | np.ndarray | None, total: int) -> np.ndarray:
@@ -272,7 +285,7 @@ def _principal_coordinates(
     A subspace of a few more dimensions than asked for is turned towards the leading one by products with MᵀM (Halko,
     Martinsson & Tropp, SIAM Review 2011, algorithm 4.4); the decomposition inside it is dense and exact.
     """
-    matrix, transposed = _Sparse.of(row, column, value, shape[0]), _Sparse.of(column, row, value, shape[1])
+    matrix, transposed = Sparse.of(row, column, value, shape[0]), Sparse.of(column, row, value, shape[1])
     width = min(dim + _OVERSAMPLING, *shape)
     subspace = torch.randn(shape[1], width, generator=torch.Generator().manual_seed(seed))
     for _ in tqdm(range(_POWER_ITERATIONS), desc="Decomposing", disable=not progress):

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
+
+from ofa_fast.initialization.storage import Rows
 
 MAGIC = struct.pack("<i", 793712314)
 _END_OF_SENTENCE = b"</s>"
@@ -25,14 +29,67 @@ class _Ngrams(NamedTuple):
     first: int
 
 
+class _Model(NamedTuple):
+    """The words of a model, its table of rows, and which of them are those of n-grams."""
+
+    words: list[bytes]
+    table: np.ndarray
+    ngrams: _Ngrams
+
+
 def read_fasttext(
-    data: bytes | mmap.mmap, path: Path, limit: int | None = None, progress: bool = False
+    data: bytes | mmap.mmap,
+    path: Path,
+    limit: int | None = None,
+    progress: bool = False,
+    folder: str | os.PathLike | None = None,
 ) -> tuple[list[str], np.ndarray]:
     """Words and vectors [W, d] of a model that ``fasttext`` saved (``Dictionary::save``, ``DenseMatrix::save``).
 
     Raises:
         ValueError: another version, a quantised model, or a truncated file.
     """
+    model = _read_model(data, path)
+    words, vectors = model.words[:limit], Rows(model.table.shape[1], folder)
+    for start in tqdm(range(0, len(words), _WORDS_AT_ONCE), desc=f"Reading {path.name}", disable=not progress):
+        some = words[start : start + _WORDS_AT_ONCE]
+        vectors.append(_means(model, some, np.arange(start, start + len(some))))
+    # fastText cuts overlong words at a byte, perhaps inside a character.
+    return [word.decode("utf-8", "replace") for word in words], vectors.finish()
+
+
+def fasttext_rows(path: Path, words: Sequence[str]) -> np.ndarray:
+    """Vectors [n, d] of any words, as fastText gives them: of an unseen one, the mean of the rows of its n-grams."""
+    with open(path, "rb") as file:
+        data = file.read() if os.path.getsize(path) == 0 else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if data[:4] != MAGIC:
+        raise ValueError(f"{path}: not a fastText model: it begins with {bytes(data[:40])!r}")
+    model = _read_model(data, path)
+    known = {word: row for row, word in enumerate(model.words)}
+    encoded = [word.encode("utf-8", "surrogatepass") for word in words]
+    rows, vectors = np.array([known.get(word, -1) for word in encoded]), Rows(model.table.shape[1])
+    for start in range(0, len(words), _WORDS_AT_ONCE):
+        some = slice(start, start + _WORDS_AT_ONCE)
+        means = _means(model, encoded[some], rows[some])
+        if np.isnan(means).any():
+            word = words[start + int(np.isnan(means).any(axis=1).argmax())]
+            raise ValueError(f"{path}: no vector for {word!r}: not a word of the model, and no part of it has a row")
+        vectors.append(means)
+    return vectors.finish()
+
+
+def _means(model: _Model, words: list[bytes], rows: np.ndarray) -> np.ndarray:
+    """The mean of each word's own row, where it is not -1, and its n-grams' rows; NaN where a word has none at all."""
+    owner, row = _rows(words, rows, model.ngrams)
+    begin = np.flatnonzero(np.diff(owner, prepend=-1))
+    means = np.full((len(words), model.table.shape[1]), np.nan, dtype=np.float32)
+    if len(row):
+        sizes = np.diff(begin, append=len(row))[:, None]
+        means[owner[begin]] = np.add.reduceat(model.table[row], begin, axis=0) / sizes
+    return means
+
+
+def _read_model(data: bytes | mmap.mmap, path: Path) -> _Model:
     position = 0
 
     def take(form: str) -> tuple:
@@ -72,28 +129,17 @@ def read_fasttext(
         raise ValueError(f"{path}: truncated fastText model: {rows} rows of {columns} values are announced")
 
     table = np.frombuffer(data, dtype="<f4", count=rows * columns, offset=position).reshape(rows, columns)
-    ngrams = _Ngrams(shortest, longest, bucket, word_count)
-    encoded = encoded[:limit]
-    vectors = np.empty((len(encoded), dim), dtype=np.float32)
-    for start in tqdm(range(0, len(encoded), _WORDS_AT_ONCE), desc=f"Reading {path.name}", disable=not progress):
-        owner, row = _rows(encoded[start : start + _WORDS_AT_ONCE], start, ngrams)
-        begin = np.flatnonzero(np.diff(owner, prepend=-1))
-        means = np.add.reduceat(table[row], begin, axis=0) / np.diff(begin, append=len(row))[:, None]
-        vectors[start : start + _WORDS_AT_ONCE] = means
-    # The table is a view that would keep the memory map open.
-    del table
-    # fastText cuts overlong words at a byte, perhaps inside a character.
-    return [word.decode("utf-8", "replace") for word in encoded], vectors
+    return _Model(encoded, table, _Ngrams(shortest, longest, bucket, word_count))
 
 
-def _rows(words: list[bytes], start: int, ngrams: _Ngrams) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of each word, as (word, row) in the order of the words.
+def _rows(words: list[bytes], known: np.ndarray, ngrams: _Ngrams) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of each word, as (word, row) in the order of the words; ``known`` has each one's own row, or -1.
 
     An n-gram of ``<word>`` has the row that the 32-bit FNV-1a hash of its UTF-8 bytes, each taken as a signed number,
     gives; single characters have none if they are the brackets, and the end of a sentence has no n-grams.
     """
     own = np.arange(len(words))
-    owners, rows = [own], [own + start]
+    owners, rows = [own[known >= 0]], [known[known >= 0]]
     text = np.frombuffer(b"".join(b"<%b>" % word for word in words), dtype=np.uint8)
     lengths = np.array([len(word) + 2 for word in words])
     begins = (text & 0xC0) != 0x80

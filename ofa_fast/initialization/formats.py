@@ -21,35 +21,28 @@ import numpy as np
 from tqdm import tqdm
 
 from ofa_fast.initialization.fasttext import MAGIC, read_fasttext
-
-BLOCK_VALUES = 1 << 20
+from ofa_fast.initialization.storage import ByteRows, Rows, blocks
 
 
 class Table:
-    """Rows that grow in place, keyed by words of which the first of equals stays, as in gensim."""
+    """Rows keyed by words of which the first of equals stays, as in gensim."""
 
-    def __init__(self, dim: int, limit: int | None) -> None:
+    def __init__(self, dim: int, limit: int | None, folder: str | os.PathLike | None = None) -> None:
         self.index: dict[str, int] = {}
-        self.rows = np.empty((0, dim), dtype=np.float32)
+        self.rows = Rows(dim, folder)
         self.limit = limit
 
     @property
     def full(self) -> bool:
         return self.limit is not None and len(self.index) >= self.limit
 
-    def claim(self, key: str) -> int | None:
-        """The row of a new key, None for one that is there already."""
-        if key in self.index:
-            return None
-        row = self.index[key] = len(self.index)
-        if row >= len(self.rows):
-            dim = self.rows.shape[1]
-            self.rows.resize((row + row // 4 + 1 + BLOCK_VALUES // dim, dim), refcheck=False)
-        return row
+    def claim(self, key: str) -> bool:
+        """Whether the key is new; then the next row appended is its own."""
+        before = len(self.index)
+        return self.index.setdefault(key, before) == before
 
     def finish(self) -> tuple[list[str], np.ndarray]:
-        self.rows.resize((len(self.index), self.rows.shape[1]), refcheck=False)
-        return list(self.index), self.rows
+        return list(self.index), self.rows.finish()
 
 
 @contextmanager
@@ -62,10 +55,11 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             raise ValueError(f"{path}: damaged or truncated gzip file: {error}") from error
 
 
-def check_finite(name: str, words: list[str], vectors: np.ndarray) -> None:
-    step = max(1, BLOCK_VALUES // max(1, vectors.shape[1]))
-    for start in range(0, len(vectors), step):
-        finite = np.isfinite(vectors[start : start + step]).all(axis=1)
+def check_finite(name: str, words: list[str], vectors: np.ndarray | ByteRows) -> None:
+    largest = vectors.scales[:, None] * 128.0 if isinstance(vectors, ByteRows) else None
+    parts = blocks(vectors) if largest is None else [(0, largest.astype(np.float32))]
+    for start, part in parts:
+        finite = np.isfinite(part).all(axis=1)
         if not finite.all():
             row = start + int(finite.argmin())
             raise ValueError(f"{name}: the vector of word {row + 1}, {words[row]!r}, holds NaN or infinity")
@@ -78,22 +72,28 @@ def decode(raw: bytes) -> str:
         raise ValueError(f"the word {raw[:40]!r} is not UTF-8 ({error.reason} at byte {error.start})") from None
 
 
-def read_binary(path: Path, limit: int | None = None, progress: bool = False) -> tuple[list[str], np.ndarray]:
+def read_binary(
+    path: Path, limit: int | None = None, progress: bool = False, folder: str | os.PathLike | None = None
+) -> tuple[list[str], np.ndarray]:
     """A fastText model, or word2vec binary: a header line, then each word, a space and its float32 values."""
     with opened(path) as stream:
         if path.suffix == ".gz":
-            return _parse_binary(stream.read(), path, limit, progress)
+            return _parse_binary(stream.read(), path, limit, progress, folder)
         if os.path.getsize(path) == 0:
             raise ValueError(f"{path}: the file is empty")
         with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return _parse_binary(data, path, limit, progress)
+            return _parse_binary(data, path, limit, progress, folder)
 
 
 def _parse_binary(
-    data: bytes | mmap.mmap, path: Path, limit: int | None, progress: bool
+    data: bytes | mmap.mmap,
+    path: Path,
+    limit: int | None,
+    progress: bool,
+    folder: str | os.PathLike | None,
 ) -> tuple[list[str], np.ndarray]:
     if data[:4] == MAGIC:
-        return read_fasttext(data, path, limit, progress)
+        return read_fasttext(data, path, limit, progress, folder)
     end = data.find(b"\n", 0, 64)
     header = re.fullmatch(rb"(\d{1,12}) (\d{1,6})\s*", data[: max(end, 0)])
     if not header or int(header[2]) == 0:
@@ -101,7 +101,7 @@ def _parse_binary(
             f"{path}: not word2vec binary: it begins with {bytes(data[:40])!r}, not with a count and a dimension"
         )
     count, dim = int(header[1]), int(header[2])
-    table = Table(dim, limit)
+    table = Table(dim, limit, folder)
     position = end + 1
     for number in tqdm(range(1, count + 1), desc=f"Reading {path.name}", unit=" words", disable=not progress):
         while data[position : position + 1] == b"\n":
@@ -113,12 +113,12 @@ def _parse_binary(
                 f"{path}, word {number}: truncated or not word2vec binary: {count} words of {dim} values are announced"
             )
         try:
-            row = table.claim(decode(data[position:space]))
+            new = table.claim(decode(data[position:space]))
         except ValueError as error:
             raise ValueError(f"{path}, word {number}: {error}") from None
-        if row is not None:
+        if new:
             # A copy, since a view would keep the memory map open.
-            table.rows[row] = np.frombuffer(data[space + 1 : following], dtype="<f4")
+            table.rows.append(np.frombuffer(data[space + 1 : following], dtype="<f4")[None])
         position = following
         if table.full:
             break

@@ -14,7 +14,8 @@ import torch
 from tqdm import tqdm
 
 from ofa_fast import _native
-from ofa_fast.initialization.formats import BLOCK_VALUES, Table, decode, opened
+from ofa_fast.initialization.formats import Table, decode, opened
+from ofa_fast.initialization.storage import BLOCK_VALUES
 
 BLOCK_BYTES = 1 << 24
 LONGEST_WORD = 1 << 16
@@ -135,7 +136,7 @@ def _add_lines(
     table: Table, raw: bytes, starts: list[int], rows: np.ndarray, ends: list[int], number: int, problems: _Problems
 ) -> None:
     """Lines ``raw[starts[i]:starts[i + 1]]`` with line numbers from ``number``; the first of equal words stays."""
-    before, kept = len(table.index), []
+    kept = []
     for i, end in enumerate(ends):
         if table.full:
             break
@@ -144,15 +145,20 @@ def _add_lines(
                 word, rows[i] = _parse_line(raw[starts[i] : starts[i + 1]], rows.shape[1])
             else:
                 word = raw[starts[i] : end]
-            if table.claim(decode(word)) is not None:
+            if table.claim(decode(word)):
                 kept.append(i)
         except ValueError as error:
             problems.add(number + i, str(error))
-    table.rows[before : len(table.index)] = rows[kept] if len(kept) < len(rows) else rows
+    table.rows.append(rows[kept] if len(kept) < len(rows) else rows)
 
 
 def read_text(
-    path: Path, limit: int | None = None, progress: bool = False, skip_bad_lines: bool = False
+    path: Path,
+    limit: int | None = None,
+    progress: bool = False,
+    folder: str | os.PathLike | None = None,
+    *,
+    skip_bad_lines: bool = False,
 ) -> tuple[list[str], np.ndarray]:
     """word2vec and fastText text (first line: count and dimension) or GloVe text (no such line)."""
     size = os.path.getsize(path) if path.suffix != ".gz" else None
@@ -165,7 +171,7 @@ def read_text(
         if not first:
             raise ValueError(f"{path}: the file is empty")
         declared, dim = _header(first, f"{path}, line 1")
-        table = Table(dim, limit)
+        table = Table(dim, limit, folder)
         number = 1 if declared is None else 2
         announced = None if declared is None else number + declared
         longest = LONGEST_WORD + LONGEST_NUMBER * dim

@@ -74,7 +74,7 @@ class _Bitext:
 
 
 def align_words(
-    source: LineCounts, target: LineCounts, iterations: int = 3
+    source: LineCounts, target: LineCounts, iterations: int = 5
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Expected numbers of links between source and target words, as (source word, target word, number) of each pair.
 
@@ -83,34 +83,26 @@ def align_words(
 
         p(j | i, line) = t(i | j) / Σ_j' t(i | j'),    t(i | j) ∝ Σ_lines p(j | i, line).
 
-    A link counts with the product of its probabilities in both directions, so that those count on which they agree
-    (Liang, Taskar & Klein, NAACL 2006): a word that a frequent one only accompanies is explained away.
+    The number of a pair is the geometric mean of the two expected counts Σ_lines p, so that a link counts on which the
+    directions agree (compare Liang, Taskar & Klein, NAACL 2006): a word that a frequent one only accompanies is
+    explained away.
 
     Peak memory is 4 bytes for any two words in one line, 50 bytes a distinct pair, and 100 MB.
     """
     text = _Bitext(source, target)
     a, b = text.source, text.target
     forward, backward = np.ones(len(text.row)), np.ones(len(text.row))
-
-    def normalisers() -> tuple[np.ndarray, np.ndarray]:
+    for iteration in range(iterations + 1):
         of_source, of_target = np.zeros(len(a.word)), np.zeros(len(b.word))
         for i, j, pair, _ in text.meetings():
             of_source += np.bincount(i, weights=forward[pair] * b.count[j], minlength=len(a.word))
             of_target += np.bincount(j, weights=backward[pair] * a.count[i], minlength=len(b.word))
-        return of_source, of_target
-
-    for _ in range(iterations):
-        of_source, of_target = normalisers()
         for i, j, pair, here in text.meetings():
             number, size = pair - here.start, here.stop - here.start
             both = a.count[i] * b.count[j]
             forward[here] *= np.bincount(number, weights=both / of_source[i], minlength=size)
             backward[here] *= np.bincount(number, weights=both / of_target[j], minlength=size)
-        for weight, given in ((forward, text.column), (backward, text.row)):
-            weight /= np.maximum(np.bincount(given, weights=weight), np.finfo(float).tiny)[given]
-    of_source, of_target = normalisers()
-    links = np.zeros(len(text.row))
-    for i, j, pair, here in text.meetings():
-        chosen = a.count[i] * b.count[j] * np.minimum(a.count[i], b.count[j]) / (of_source[i] * of_target[j])
-        links[here] = np.bincount(pair - here.start, weights=chosen, minlength=here.stop - here.start)
-    return text.row, text.column, links * forward * backward
+        if iteration < iterations:
+            for weight, given in ((forward, text.column), (backward, text.row)):
+                weight /= np.maximum(np.bincount(given, weights=weight), np.finfo(float).tiny)[given]
+    return text.row, text.column, np.sqrt(forward * backward)

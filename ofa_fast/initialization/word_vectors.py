@@ -13,39 +13,18 @@ from textwrap import shorten
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load as load_tensors
-from safetensors.numpy import save_file
 
 from ofa_fast._files import atomic_file
 from ofa_fast.initialization import formats
 from ofa_fast.initialization._pickle import read_keyed_vectors
+from ofa_fast.initialization.fasttext import fasttext_rows
+from ofa_fast.initialization.keys import form_key, has_prefix, parse_key
+from ofa_fast.initialization.storage import ByteRows, Tensor, blocks, row_scales, to_bytes, write_safetensors
 from ofa_fast.initialization.vector_text import read_text
 
-_PREFIX, _OPENING, _CLOSING = 1, 2, 4
-_PUBLISHED = _PREFIX | _OPENING | _CLOSING
 _FORMAT = "ofa-fast word vectors 1"
-_DTYPES = {"F32": np.float32, "F16": np.float16}
+_DTYPES = {"F32": np.float32, "F16": np.float16, "I8": np.int8}
 SUFFIXES = (".vec", ".txt", ".bin", ".wv", ".kv", ".npz", ".safetensors")
-
-
-def _parse_key(key: str) -> tuple[str, str, int]:
-    """Language, word and markup of a key such as ``deu:$wasser$``; a key without a prefix is English."""
-    language, word, markup = "eng", key, 0
-    if len(key) > 4 and key[3] == ":":
-        language, word, markup = key[:3], key[4:], _PREFIX
-    if len(word) > 1 and word[0] == "$":
-        word, markup = word[1:], markup | _OPENING
-    if len(word) > 1 and word[-1] == "$":
-        word, markup = word[:-1], markup | _CLOSING
-    return language, word, markup
-
-
-def _form_key(language: str, word: str, markup: int) -> str:
-    prefix = f"{language}:" if markup & _PREFIX else ""
-    return f"{prefix}{'$' * bool(markup & _OPENING)}{word}{'$' * bool(markup & _CLOSING)}"
-
-
-def _has_prefix(key: str) -> bool:
-    return len(key) > 4 and key[3] == ":" and key[:3].isascii() and key[:3].isalpha() and key[:3].islower()
 
 
 class WordVectors:
@@ -53,12 +32,14 @@ class WordVectors:
 
     Attributes:
         words: W words in file order, without language prefix and word-boundary markers.
-        vectors: [W, d], float32 or float16, perhaps memory-mapped and then read-only.
+        vectors: [W, d], float32 or float16, perhaps memory-mapped and then read-only; or ``ByteRows``, in one byte a
+            value, whose rows ``vectors[rows]`` are float32.
         languages: one code of three characters (ISO 639-3) a word, or None where nothing tells them.
 
     Args:
         words: W words.
-        vectors: [W, d] of any floating dtype; float16 and float32 are kept without a copy, others become float32.
+        vectors: [W, d] of any floating dtype; float16, float32 and ``ByteRows`` are kept without a copy, others become
+            float32.
         languages: W codes, one code for all, or None.
 
     Raises:
@@ -68,7 +49,7 @@ class WordVectors:
     def __init__(
         self,
         words: Sequence[str],
-        vectors: np.ndarray,
+        vectors: np.ndarray | ByteRows,
         languages: Sequence[str] | str | None = None,
         *,
         name: str = "vectors",
@@ -96,7 +77,7 @@ class WordVectors:
 
     def __repr__(self) -> str:
         of = f" in {len(set(self.languages))} languages" if self.languages else ""
-        return f"WordVectors({len(self)} words{of}, {self.vectors.shape[1]} dimensions, {self.vectors.dtype})"
+        return f"WordVectors({len(self)} words{of}, {self.vectors.shape[1]} dimensions, {_stored(self.vectors)})"
 
     @property
     def keys(self) -> list[str]:
@@ -106,7 +87,7 @@ class WordVectors:
             return list(self.words)
         if self._markup is None:
             return [f"{language}:${word}$" for language, word in zip(self.languages, self.words, strict=True)]
-        return list(map(_form_key, self.languages, self.words, self._markup.tolist()))
+        return list(map(form_key, self.languages, self.words, self._markup.tolist()))
 
     @classmethod
     def from_keys(cls, keys: Sequence[str], vectors: np.ndarray, *, name: str = "word vectors") -> WordVectors:
@@ -114,7 +95,7 @@ class WordVectors:
 
         A key has a prefix if it is longer than 4 characters and its fourth is a colon. ``keys`` returns them unchanged.
         """
-        languages, words, markup = map(list, zip(*map(_parse_key, keys), strict=True)) if len(keys) else ([], [], [])
+        languages, words, markup = map(list, zip(*map(parse_key, keys), strict=True)) if len(keys) else ([], [], [])
         vectors_of_keys = cls(words, vectors, languages, name=name)
         vectors_of_keys._markup = np.array(markup, dtype=np.uint8)
         return vectors_of_keys
@@ -128,6 +109,8 @@ class WordVectors:
         max_words: int | None = None,
         progress: bool = False,
         skip_bad_lines: bool = False,
+        max_rank: int | None = None,
+        folder: str | os.PathLike | None = None,
     ) -> WordVectors:
         """Read word vectors; the format follows from the name, to which ``.gz`` may be added.
 
@@ -146,6 +129,9 @@ class WordVectors:
             max_words: keep the first so many of what is left.
             progress: show a bar while reading text or binary.
             skip_bad_lines: leave out lines of text that would be refused, and warn how many there were.
+            max_rank: keep the first so many of each language.
+            folder: where the rows of text and binary go to an unnamed temporary file, which is then mapped, instead of
+                to memory.
 
         Text is parsed natively on all threads. Peak memory is the result's and some 60 MB; a zipped ``.bin``, ``.npz``
         or ``.safetensors`` is unzipped in memory first.
@@ -160,8 +146,7 @@ class WordVectors:
         suffix = Path(path.name.removesuffix(".gz")).suffix
         if suffix not in SUFFIXES:
             raise ValueError(f"{path}: expected a name ending in {', '.join(SUFFIXES)} (or one of these and .gz)")
-        if max_words is not None and max_words < 1:
-            raise ValueError(f"max_words must be at least 1, got {max_words}")
+        _check_limits(max_words=max_words, max_rank=max_rank)
         if language is not None and len(language) != 3:
             raise ValueError(f"language must be a code of three characters such as 'deu', got {language!r}")
         if path.is_dir():
@@ -175,14 +160,15 @@ class WordVectors:
             loaded = cls._of_file(path, *read_keyed_vectors(path))
         else:
             read = formats.read_binary if suffix == ".bin" else partial(read_text, skip_bad_lines=skip_bad_lines)
-            loaded = cls._of_file(path, *read(path, max_words if languages is None else None, progress))
+            limit = max_words if languages is None and max_rank is None else None
+            loaded = cls._of_file(path, *read(path, limit, progress, folder))
 
         if language is not None:
             if loaded.languages is not None:
                 raise ValueError(f"{path}: its words have languages already; choose among them with languages=")
             loaded.languages = [language] * len(loaded)
         try:
-            return loaded.select(languages, max_words)
+            return loaded.select(languages, max_words, max_rank)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
@@ -200,84 +186,144 @@ class WordVectors:
             rows = list(first.values())
             keys, vectors = [keys[row] for row in rows], vectors[rows]
             languages = None if languages is None else [languages[row] for row in rows]
-        if languages is None and 2 * sum(map(_has_prefix, keys)) >= len(keys):
+        if languages is None and 2 * sum(map(has_prefix, keys)) >= len(keys):
             return cls.from_keys(keys, vectors, name=str(path))
         return cls(keys, vectors, languages, name=str(path))
 
-    def select(self, languages: Sequence[str] | None = None, max_words: int | None = None) -> WordVectors:
-        """Those of the given languages, and of them the first ``max_words``, in the same order.
+    @classmethod
+    def from_fasttext(cls, path: str | os.PathLike, words: Sequence[str], language: str | None = None) -> WordVectors:
+        """The vectors that a fastText model (``.bin``) has for ``words``, seen in training or not.
+
+        An unseen word has the mean of its character n-grams' rows; the model stays on disk.
 
         Raises:
-            ValueError: no languages are known, one has no word here, or ``max_words`` is less than 1.
+            ValueError: not a whole fastText model, or a word that has no vector in it.
+        """
+        return cls(words, fasttext_rows(Path(path), words), language, name=str(path))
+
+    def select(
+        self, languages: Sequence[str] | None = None, max_words: int | None = None, max_rank: int | None = None
+    ) -> WordVectors:
+        """Those of the given languages, the first ``max_rank`` of each, and of them the first ``max_words``, in order.
+
+        Raises:
+            ValueError: no languages are known, one has no word here, or a number is less than 1.
         """
         if isinstance(languages, str):
             raise TypeError(f"languages must be a list of codes, got the string {languages!r}")
-        if max_words is not None and max_words < 1:
-            raise ValueError(f"max_words must be at least 1, got {max_words}")
-        if languages is None:
-            rows = range(len(self))[:max_words]
-        elif self.languages is None:
-            raise ValueError("the words have no languages to choose from; name theirs with language=")
-        else:
+        _check_limits(max_words=max_words, max_rank=max_rank)
+        rows: Sequence[int] = range(len(self))
+        if languages is not None:
+            if self.languages is None:
+                raise ValueError("the words have no languages to choose from; name theirs with language=")
             known = set(self.languages)
             absent = sorted(set(languages) - known)
             if absent:
                 raise ValueError(f"no word in {', '.join(absent)}; there are {', '.join(sorted(known)[:40])}")
             wanted = frozenset(languages)
-            rows = [row for row, code in enumerate(self.languages) if code in wanted][:max_words]
+            rows = [row for row, code in enumerate(self.languages) if code in wanted]
+        if max_rank is not None:
+            rank = dict.fromkeys(self.languages or (), 0)
+            rows = [row for row in rows if _count(rank, self.languages[row]) <= max_rank] if rank else rows[:max_rank]
+        rows = rows[:max_words]
         if len(rows) == len(self):
             return self
         chosen = slice(len(rows)) if isinstance(rows, range) else rows
+        packed = isinstance(self.vectors, ByteRows)
         kept = WordVectors(
             [self.words[row] for row in rows],
-            self.vectors[chosen],
+            self.vectors.select(chosen) if packed else self.vectors[chosen],
             None if self.languages is None else [self.languages[row] for row in rows],
         )
         kept._markup = None if self._markup is None else self._markup[chosen]
         return kept
 
     def astype(self, dtype: np.dtype | type) -> WordVectors:
-        """The same words with vectors in float16 or float32.
+        """The same words with vectors in float32, float16 or int8 (see ``ByteRows``).
 
         Raises:
             ValueError: a value is too large for float16.
         """
         with np.errstate(over="ignore"):  # found by the check of the result
-            cast = WordVectors(self.words, np.asarray(self.vectors, dtype=dtype), self.languages)
+            packed = np.dtype(dtype) == np.int8
+            table = ByteRows.of(self.vectors) if packed else np.asarray(self.vectors[:], dtype=dtype)
+        cast = WordVectors(self.words, table, self.languages)
         cast._markup = self._markup
         return cast
 
-    def save(self, path: str | os.PathLike) -> None:
+    def save(self, path: str | os.PathLike, dtype: np.dtype | type | None = None) -> None:
         """Write a safetensors file that ``load`` maps into memory; the file is absent or complete.
 
-        Tensors: ``vectors`` [W, d]; ``words`` uint8, the words' UTF-8 bytes joined; ``offsets`` int64 [W + 1], where
-        each begins; ``languages`` int16 [W], indices into the list of codes in the metadata; where keys were read,
-        ``markup`` uint8 [W], which of the prefix (1) and of the opening (2) and closing (4) ``$`` each key has.
+        Tensors: ``vectors`` [W, d] in ``dtype``: float32, float16 or int8, by default as they are; with int8 also
+        ``scales`` float32 [W], where row w is ``scales[w] * vectors[w]`` (see ``ByteRows``); ``words`` uint8, the
+        words' UTF-8 bytes joined; ``offsets`` int64 [W + 1], where each begins; ``languages`` int16 [W], indices into
+        the list of codes in the metadata; where keys were read, ``markup`` uint8 [W], which of the prefix (1) and of
+        the opening (2) and closing (4) ``$`` each key has.
+
+        Peak extra memory: 20 MB, and the words' bytes. A memory-mapped table stays on disk.
+
+        Raises:
+            ValueError: another ending than .safetensors, another dtype, or a value too large for float16.
         """
         path = Path(path)
         if path.suffix != ".safetensors":
             raise ValueError(f"{path}: word vectors are written as .safetensors")
+        dtype = _stored(self.vectors) if dtype is None else np.dtype(dtype)
+        if dtype not in _DTYPES.values():
+            raise ValueError(f"dtype must be float32, float16 or int8, got {dtype}")
         encoded = [word.encode("utf-8", "surrogatepass") for word in self.words]
         offsets = np.zeros(len(encoded) + 1, dtype=np.int64)
         np.cumsum([len(word) for word in encoded], out=offsets[1:])
-        tensors = {
-            "vectors": np.ascontiguousarray(self.vectors),
-            "words": np.frombuffer(b"".join(encoded), dtype=np.uint8),
-            "offsets": offsets,
-        }
+        tensors = {"offsets": Tensor.of(offsets)}
+        values = (block for _, block in blocks(self.vectors))
+        if dtype == np.int8:
+            whole = isinstance(self.vectors, ByteRows)
+            scales = self.vectors.scales if whole else row_scales(self.vectors)
+            tensors["scales"] = Tensor.of(np.asarray(scales))
+            values = (to_bytes(block, scales[at : at + len(block)]) for at, block in blocks(self.vectors))
+        elif dtype == np.float16:
+            values = (_half(block, self.words, at) for at, block in blocks(self.vectors))
+        tensors["vectors"] = Tensor(str(dtype), self.vectors.shape, values)
         metadata = {"format": _FORMAT}
         if self.languages is not None:
             codes = sorted(set(self.languages))
             index = {code: number for number, code in enumerate(codes)}
-            tensors["languages"] = np.array([index[code] for code in self.languages], dtype=np.int16)
+            tensors["languages"] = Tensor.of(np.array([index[code] for code in self.languages], dtype=np.int16))
             metadata["languages"] = json.dumps(codes)
+        tensors["words"] = Tensor.of(np.frombuffer(b"".join(encoded), dtype=np.uint8))
         if self._markup is not None:
-            tensors["markup"] = self._markup
+            tensors["markup"] = Tensor.of(self._markup)
         with atomic_file(path) as work:
-            save_file(tensors, work, metadata)
+            write_safetensors(work, tensors, metadata)
 
 
-def _float_table(vectors: np.ndarray, words: int, name: str) -> np.ndarray:
+def _count(counts: dict[str, int], key: str) -> int:
+    counts[key] += 1
+    return counts[key]
+
+
+def _check_limits(**limits: int | None) -> None:
+    for name, value in limits.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+
+
+def _stored(vectors: np.ndarray | ByteRows) -> np.dtype:
+    return vectors.values.dtype if isinstance(vectors, ByteRows) else vectors.dtype
+
+
+def _half(block: np.ndarray, words: list[str], first: int) -> np.ndarray:
+    with np.errstate(over="ignore"):
+        half = block.astype(np.float16)
+    if not np.isfinite(half).all():
+        row = first + int(np.isfinite(half).all(axis=1).argmin())
+        raise ValueError(f"the vector of word {row + 1}, {words[row]!r}, is too large for float16")
+    return half
+
+
+def _float_table(vectors: np.ndarray | ByteRows, words: int, name: str) -> np.ndarray | ByteRows:
+    if isinstance(vectors, ByteRows) and len(vectors) == words and vectors.shape[1]:
+        return vectors
     if not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or vectors.shape[1] == 0 or vectors.dtype.kind != "f":
         got = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else type(vectors).__name__
         raise ValueError(f"{name}: vectors must be a floating-point array [W, d], got {got}")
@@ -309,6 +355,8 @@ def _read_safetensors(path: Path) -> WordVectors:
     except SafetensorError as error:
         raise ValueError(f"{path}: damaged or truncated safetensors file: {shorten(str(error), 200)}") from error
     missing = {"vectors", "words", "offsets"} - set(tensors)
+    packed = "vectors" in tensors and tensors["vectors"].dtype == np.int8
+    missing |= {"scales"} - set(tensors) if packed else set()
     if missing:
         raise ValueError(f"{path}: not ofa-fast word vectors: no usable tensor {', '.join(sorted(missing))}")
 
@@ -328,7 +376,13 @@ def _read_safetensors(path: Path) -> WordVectors:
         if len(indices) and (indices.min() < 0 or indices.max() >= len(codes)):
             raise ValueError(f"{path}: a word's language is not among the {len(codes)} listed")
         languages = [codes[index] for index in indices.tolist()]
-    loaded = WordVectors(words, tensors["vectors"], languages, name=str(path))
+    vectors = tensors["vectors"]
+    if packed:
+        scales = tensors["scales"]
+        if scales.dtype != np.float32 or scales.shape != vectors.shape[:1] or vectors.ndim != 2 or (scales < 0).any():
+            raise ValueError(f"{path}: {scales.dtype} {scales.shape} are no scales for {vectors.shape} bytes")
+        vectors = ByteRows(vectors, scales)
+    loaded = WordVectors(words, vectors, languages, name=str(path))
     if "markup" in tensors:
         if len(tensors["markup"]) != len(words) or languages is None:
             raise ValueError(f"{path}: the markup does not fit the {len(words)} words")

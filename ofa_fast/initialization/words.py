@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 CASES = ("natural", "lower", "keep")
 
 # Scripts written without spaces between words: Thai, Lao, Myanmar, Khmer, kana, Han.
-_UNSPACED = re.compile(
+UNSPACED = re.compile(
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]+"
 )
@@ -72,7 +72,7 @@ class WordSplitter:
     def _split(self, token: str) -> Iterator[str]:
         for run in _runs(token):
             end = 0
-            for match in _UNSPACED.finditer(run):
+            for match in UNSPACED.finditer(run):
                 yield from filter(None, (run[end : match.start()],))
                 yield from _ngrams(match.group(), self.longest)
                 end = match.end()

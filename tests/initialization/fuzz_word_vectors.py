@@ -39,6 +39,8 @@ def seeds(folder: Path) -> list[tuple[str, bytes]]:
         for suffix in (".vec", ".txt", ".bin", ".wv", ".npz", ".safetensors"):
             path = write(folder / f"whole{suffix}", words, table(len(words)))
             found.append((suffix, path.read_bytes()))
+        WordVectors(words, table(len(words))).save(folder / "bytes.safetensors", np.int8)
+        found.append((".safetensors", (folder / "bytes.safetensors").read_bytes()))
     model = FastText([WORDS] * 5, vector_size=6, bucket=50, min_count=1, epochs=1, workers=1, seed=1)
     save_facebook_model(model, str(folder / "fasttext.bin"))
     found.append((".bin", (folder / "fasttext.bin").read_bytes()))
@@ -69,10 +71,13 @@ def mutate(data: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
-def check(path: Path) -> str:
+def check(path: Path, rng: random.Random) -> str:
     """ "read" or the kind of refusal; anything else than a ValueError that names the file is raised."""
     try:
-        vectors = WordVectors.load(path)
+        if path.suffix == ".bin" and rng.random() < 0.2:
+            vectors = WordVectors.from_fasttext(path, [*WORDS, "unseen"])
+        else:
+            vectors = WordVectors.load(path, folder=rng.choice([None, path.parent]))
     except ValueError as error:
         assert path.name in str(error), f"the message does not name the file: {error}"
         assert len(str(error)) < 2000, f"a message of {len(str(error))} characters"
@@ -113,7 +118,7 @@ def main() -> None:
             began = time.perf_counter()
             signal.alarm(SECONDS)
             try:
-                counts[suffix, check(path)] += 1
+                counts[suffix, check(path, rng)] += 1
             except BaseException:
                 kept = Path(tempfile.gettempdir()) / f"fuzz-{args.seed}-{number}{suffix}{'.gz' * packed}"
                 kept.write_bytes(path.read_bytes())

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from ofa_fast.initialization import WordVectors, build_word_vectors, translation_precision
 from ofa_fast.initialization.word_alignment import LineCounts, align_words
+from ofa_fast.initialization.word_graph import follow_concepts, meet_words, read_colexification, weigh_links
 from ofa_fast.initialization.words import WordSplitter, written_forms
 
 VERSES = Path(__file__).parents[2] / "examples" / "data" / "bible"
@@ -112,17 +114,16 @@ def dense_links(source: LineCounts, target: LineCounts, iterations: int) -> np.n
     s[source.line, source.word], t[target.line, target.word] = source.count, target.count
     forward, backward = np.ones((s.shape[1], t.shape[1])), np.ones((s.shape[1], t.shape[1]))
     for step in range(iterations + 1):
-        expected, links = [np.zeros_like(forward), np.zeros_like(forward)], np.zeros_like(forward)
+        expected = [np.zeros_like(forward), np.zeros_like(forward)]
         for a, b in zip(s, t, strict=True):
             met = np.outer(a > 0, b > 0)
             one = met * forward * b / np.maximum(forward @ b, 1e-300)[:, None]
             two = met * backward * a[:, None] / np.maximum(backward.T @ a, 1e-300)
             expected[0] += one * a[:, None]
             expected[1] += two * b
-            links += one * two * np.minimum(a[:, None], b)
         if step < iterations:
             forward, backward = expected[0] / expected[0].sum(0), expected[1] / expected[1].sum(1, keepdims=True)
-    return links
+    return np.sqrt(expected[0] * expected[1])
 
 
 def test_alignment_matches_its_definition():
@@ -141,20 +142,71 @@ def test_a_companion_is_explained_away():
     source, target = counts(german), counts(english)
     links = linked(source, target)
     of_herod = dict(zip(target.words, links[source.words.index("herodes")], strict=True))
-    assert of_herod["herod"] > 3 and of_herod["king"] < 0.1
+    assert of_herod["herod"] > 3 and of_herod["king"] < 0.3
+
+
+def dense_weights(words: list[str], links: np.ndarray) -> np.ndarray:
+    def grams(word: str) -> set[str]:
+        return {word[i:j] for i in range(len(word)) for j in range(i + 2, min(i + 5, len(word)) + 1)} or {word}
+
+    weights = np.zeros_like(links)
+    for w, word in enumerate(words):
+        masses = [sum(links[v] for v, other in enumerate(words) if gram in grams(other)) for gram in grams(word)]
+        weights[w] = np.sqrt(links[w]) * np.mean(masses, axis=0)
+    return weights
+
+
+def test_families_of_words_share_their_evidence():
+    words = ["heiligen", "heilig", "heilige", "und", "x", "耶稣", "耶稣说"]
+    links = np.array([[4, 0], [3, 0], [1, 0], [0.5, 7], [0, 0.005], [2, 0], [1, 0]])
+    word, concept = np.nonzero(links)
+    row, column, weight = weigh_links(words, (word, concept, links[word, concept]))
+    found = np.zeros_like(links)
+    found[row, column] = weight
+    expected = dense_weights(words[:5], links[:5] * (links[:5] >= 0.01))
+    np.testing.assert_allclose(found[:5], expected, rtol=1e-12)
+    np.testing.assert_allclose(found[5:, 0], [2**1.5, 1])
+    assert found[1, 0] > found[0, 0], "the stem has more than a more frequent form"
+
+
+def test_the_main_word_for_a_concept_is_nearest_and_an_unlinked_word_stays():
+    concepts, own = torch.eye(4)[:2], torch.eye(4)[[2, 2, 3]]
+    edges = np.array([0, 1]), np.array([0, 0]), np.array([8.0, 2.0])
+    vectors = follow_concepts(own, concepts, edges)
+    b = 0.25**0.2
+    expected = torch.tensor([[1, 0, 0, 0], [b, 0, (1 - b * b) ** 0.5, 0], [0, 0, 0, 1]])
+    torch.testing.assert_close(vectors, expected.float())
+    met = meet_words(concepts, [(vectors, edges)])
+    drawn = torch.tensor([64 + 4 * b, 0, 4 * (1 - b * b) ** 0.5, 0])
+    drawn = torch.eye(4)[0] + 0.3 * 10 / 11 * drawn / drawn.norm()
+    torch.testing.assert_close(met, torch.stack([drawn / drawn.norm(), torch.eye(4)[1]]).float())
 
 
 def test_links_bring_translations_closer(files, built):
     without = build_word_vectors(files, dim=100, iterations=0)
-    english = [row for row, code in enumerate(built.languages) if code == "eng"]
-    np.testing.assert_array_equal(without.vectors[english], built.vectors[english])
-    assert (
-        translation_precision(built, GERMAN, "eng", "deu")["precision@10"]
-        >= (translation_precision(without, GERMAN, "eng", "deu")["precision@10"])
-    )
-    pivoted = build_word_vectors(files, dim=100, pivot="deu")
-    german = [row for row, code in enumerate(built.languages) if code == "deu"]
-    np.testing.assert_array_equal(pivoted.vectors[german], without.vectors[german])
+    assert without.keys == built.keys
+    found, plain = (translation_precision(vectors, GERMAN, "eng", "deu") for vectors in (built, without))
+    assert found["precision@1"] >= plain["precision@1"] and found["precision@10"] >= plain["precision@10"]
+    pivoted = translation_precision(build_word_vectors(files, dim=100, pivot="deu"), GERMAN, "eng", "deu")
+    assert pivoted["precision@1"] >= 0.5
+
+
+def test_the_graph_alone_translates_and_takes_concept_edges(files, tmp_path):
+    edges = tmp_path / "edges.tsv"
+    edges.write_text("source\ttarget\tfamilies\nDAY\tSUN\t9\nHAND OR ARM\tBREAD\t40\nNOSUCH\tDAY\t1\n", "utf-8")
+    graph = build_word_vectors(files, dim=100, method="graph")
+    assert translation_precision(graph, GERMAN, "eng", "deu")["precision@1"] >= 0.5
+    np.testing.assert_array_equal(graph.vectors, build_word_vectors(files, dim=100, method="graph").vectors)
+    concepts = build_word_vectors(files, dim=100, method="graph", colexification=edges)
+    near = [dict(zip(vectors.words, vectors.vectors, strict=True)) for vectors in (graph, concepts)]
+    without, joined = (vector["hand"] @ vector["bread"] for vector in near)
+    assert joined > without + 0.3
+    row, column, weight = read_colexification(edges, ["hand", "Bread", "arm", "day"])
+    assert list(zip(row, column, strict=True)) == [(0, 1), (1, 0), (2, 1), (1, 2)]
+    np.testing.assert_allclose(weight, np.log(41))
+    edges.write_text("source\ttarget\tfamilies\nDAY\tSUN\n", "utf-8")
+    with pytest.raises(ValueError, match=r"edges\.tsv, line 2: expected concept, concept and a count"):
+        build_word_vectors(files, dim=100, colexification=edges)
 
 
 def test_absent_lines_are_not_evidence(tmp_path):
@@ -162,6 +214,24 @@ def test_absent_lines_are_not_evidence(tmp_path):
         tmp_path, eng=["one one", "two two", "three three", "four four"], deu=["eins eins", "", "drei drei", ""]
     )
     assert build_word_vectors(files, dim=2).words == ["one", "three", "drei", "eins"]
+
+
+def test_bitexts_that_share_a_language_are_one_text(tmp_path):
+    english = (VERSES / "eng.txt").read_text("utf-8").split("\n")
+    german, spanish = ((VERSES / f"{code}.txt").read_text("utf-8").split("\n") for code in ("deu", "spa"))
+    first, second, whole = (tmp_path / name for name in ("first", "second", "whole"))
+    for folder in (first, second, whole):
+        folder.mkdir()
+    pairs = [
+        write(first, eng=english[:600], deu=german[:600]),
+        write(second, spa=["<range>", *spanish[601:1000]], eng=english[600:1000]),
+    ]
+    gaps = {"deu": german[:600] + [""] * 400, "spa": [""] * 601 + spanish[601:1000]}
+    joint, padded = build_word_vectors(pairs, dim=50), build_word_vectors(write(whole, eng=english[:1000], **gaps), 50)
+    assert list(dict.fromkeys(joint.languages)) == ["eng", "deu", "spa"] and joint.keys == padded.keys
+    np.testing.assert_array_equal(joint.vectors, padded.vectors)
+    with pytest.raises(ValueError, match=r"spa\.txt has 400 lines, but the first file has 600"):
+        build_word_vectors([{"eng": first / "eng.txt", "spa": second / "spa.txt"}])
 
 
 @pytest.mark.parametrize(
@@ -198,6 +268,8 @@ def test_spellings():
         ({"ngrams": 0}, "ngrams must be at least 1"),
         ({"case": "title"}, "case must be one of natural, lower, keep"),
         ({"pivot": "fra"}, "pivot must be one of eng, deu, chr, got 'fra'"),
+        ({"method": "walks"}, "method must be one of lines, graph, got 'walks'"),
+        ({"colexification": "edges.tsv", "pivot": "deu"}, "names its concepts in English, but the pivot is 'deu'"),
         ({"iterations": -1}, "iterations must be at least 0"),
         ({"lines": [0, 1500]}, "lines must be from 0 to 1499"),
         ({"lines": [-1]}, "lines must be from 0 to 1499"),

@@ -135,6 +135,15 @@ def test_fasttext_models_agree_with_gensim(tmp_path, options):
     end = ours.words.index("</s>")
     np.testing.assert_array_equal(ours.vectors[end], theirs.vectors_vocab[end])
 
+    if options.get("max_n") != 0:
+        asked = ["Wasserfall", "ᎠᎹᎠᎹ", "вода", "unsehen"]
+        unseen = WordVectors.from_fasttext(path, asked, "deu")
+        np.testing.assert_allclose(unseen.vectors, np.stack([theirs[word] for word in asked]), atol=1e-6)
+        assert unseen.words == asked and unseen.languages == ["deu"] * 4
+    else:
+        with pytest.raises(ValueError, match=r"model\.bin: no vector for 'unsehen'"):
+            WordVectors.from_fasttext(path, ["вода", "unsehen"])
+
     whole = Path(path).read_bytes()
     for length in range(8, len(whole) - model.syn1neg.nbytes - 17, len(whole) // 30):
         Path(path).write_bytes(whole[:length])

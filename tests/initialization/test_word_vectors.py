@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gensim.models import KeyedVectors
+from safetensors.numpy import save_file
 
 from ofa_fast.initialization import WordVectors
 
@@ -300,3 +301,83 @@ def test_names_and_places_that_hold_no_vectors(tmp_path):
         WordVectors.load(tmp_path / "absent.vec")
     with pytest.raises(ValueError, match=r"written as \.safetensors"):
         WordVectors(["a"], table(1)).save(tmp_path / "a.vec")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_bytes_are_within_their_error_and_stay_on_disk(tmp_path, dtype):
+    vectors = table(len(WORDS), 300, dtype)
+    vectors[3], vectors[4, 0] = 0, 100
+    WordVectors(WORDS, vectors, "deu").save(tmp_path / "bytes.safetensors", np.int8)
+    loaded = WordVectors.load(tmp_path / "bytes.safetensors")
+    assert isinstance(loaded.vectors.values, np.memmap) and loaded.vectors.values.dtype == np.int8
+    assert loaded.vectors.shape == vectors.shape and loaded.vectors.dtype == np.float32
+    exact = vectors.astype(np.float64)
+    error = np.abs(loaded.vectors[:] - exact).max(axis=1)
+    bound = np.abs(exact).max(axis=1) / 254
+    assert (error <= bound * 1.0001).all() and (error > bound / 2)[np.arange(len(WORDS)) != 3].all()
+    assert not loaded.vectors[3].any()
+    np.testing.assert_array_equal(loaded.vectors[[2, 0]], loaded.vectors[:][[2, 0]])
+    np.testing.assert_array_equal(loaded.vectors[1], loaded.vectors[:][1])
+
+
+def test_bytes_made_in_memory_are_those_of_the_file_and_saving_again_changes_nothing(tmp_path):
+    made = WordVectors(WORDS, table(len(WORDS), 30), "deu").astype(np.int8)
+    made.save(tmp_path / "once.safetensors")
+    WordVectors(WORDS, table(len(WORDS), 30), "deu").save(tmp_path / "direct.safetensors", np.int8)
+    WordVectors.load(tmp_path / "once.safetensors").save(tmp_path / "twice.safetensors")
+    contents = {(tmp_path / f"{name}.safetensors").read_bytes() for name in ("once", "direct", "twice")}
+    assert len(contents) == 1 and "int8" in repr(made)
+    some = made.select(max_words=3)
+    np.testing.assert_array_equal(some.vectors[:], made.vectors[:3])
+    np.testing.assert_array_equal(made.astype(np.float32).vectors, np.asarray(made.vectors))
+
+
+def test_damaged_scales_are_refused(tmp_path):
+    tensors = {"vectors": np.ones((2, 3), np.int8), "words": np.frombuffer(b"ab", np.uint8), "offsets": np.arange(3)}
+    path = tmp_path / "bytes.safetensors"
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match=r"bytes\.safetensors.*no usable tensor scales"):
+        WordVectors.load(path)
+    for scales, reason in (
+        ([1.0], "no scales for"),
+        ([1.0, -1.0], "no scales for"),
+        ([1.0, np.nan], "word 2, 'b', holds NaN"),
+        ([1.0, 1e37], "word 2, 'b', holds NaN or infinity"),
+    ):
+        save_file(tensors | {"scales": np.array(scales, np.float32)}, path)
+        with pytest.raises(ValueError, match=rf"bytes\.safetensors.*{reason}"):
+            WordVectors.load(path)
+
+
+@pytest.mark.parametrize("suffix", [".vec", ".vec.gz", ".bin"])
+def test_rows_on_disk_are_those_in_memory(tmp_path, suffix):
+    vectors = table(len(WORDS))
+    path = write(tmp_path / f"words{suffix.removesuffix('.gz')}", WORDS, vectors)
+    mapped = WordVectors.load(zipped(path) if suffix.endswith(".gz") else path, folder=tmp_path)
+    assert isinstance(mapped.vectors, np.memmap) and mapped.words == WORDS
+    np.testing.assert_array_equal(mapped.vectors, vectors)
+    mapped.save(tmp_path / "out.safetensors", np.float16)
+    np.testing.assert_array_equal(WordVectors.load(tmp_path / "out.safetensors").vectors, vectors.astype(np.float16))
+
+
+def test_values_too_large_for_half_are_refused_by_word(tmp_path):
+    made = WordVectors(["a", "b"], np.array([[1.0], [1e6]], np.float32))
+    with pytest.raises(ValueError, match="word 2, 'b', is too large for float16"):
+        made.save(tmp_path / "half.safetensors", np.float16)
+    assert not any(tmp_path.iterdir())
+    with pytest.raises(ValueError, match="dtype must be float32, float16 or int8, got int16"):
+        made.save(tmp_path / "half.safetensors", np.int16)
+
+
+def test_the_first_of_each_language(tmp_path):
+    made = WordVectors(list("abcdef"), table(6), ["deu", "eng", "deu", "eng", "deu", "fra"])
+    assert made.select(max_rank=2).words == list("abcdf") and made.select(["deu", "fra"], max_rank=1).words == [
+        "a",
+        "f",
+    ]
+    assert made.select(max_words=3, max_rank=1).words == ["a", "b", "f"]
+    made.save(tmp_path / "made.safetensors")
+    assert WordVectors.load(tmp_path / "made.safetensors", max_rank=1).words == ["a", "b", "f"]
+    assert WordVectors(list("abc"), table(3)).select(max_rank=2).words == ["a", "b"]
+    with pytest.raises(ValueError, match="max_rank must be at least 1"):
+        made.select(max_rank=0)
