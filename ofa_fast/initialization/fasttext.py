@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import mmap
+import os
 import struct
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,6 +27,54 @@ class _Ngrams(NamedTuple):
     first: int
 
 
+class _Model(NamedTuple):
+    """The words of a model and how often each occurred, its table of rows, and which of them are those of n-grams."""
+
+    words: list[bytes]
+    counts: np.ndarray
+    table: np.ndarray
+    ngrams: _Ngrams
+
+
+class FastText:
+    """A model as ``fasttext`` saved it, mapped into memory: a vector for any text, an unseen one included.
+
+    Attributes:
+        words: its words in the order of the file, most frequent first.
+        counts: [W] int64, how often each occurred in the text that the model was trained on.
+        dim: d.
+
+    Raises:
+        ValueError: not a fastText model, another version, a quantised model, or a truncated file.
+        FileNotFoundError: no such file.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        path = Path(path)
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        if data[:4] != MAGIC:
+            raise ValueError(f"{path}: not a fastText model: it begins with {bytes(data[:40])!r}")
+        self._model = _read_model(data, path)
+        self._known = {word: row for row, word in enumerate(self._model.words)}
+        self.words = [word.decode("utf-8", "ignore") for word in self._model.words]
+        self.counts, self.dim = self._model.counts, self._model.table.shape[1]
+
+    def index(self, words: Sequence[str]) -> np.ndarray:
+        """[n] int64: the number of each word, -1 where the model has seen none such."""
+        return np.array([self._known.get(word.encode("utf-8", "surrogatepass"), -1) for word in words], dtype=np.int64)
+
+    def vectors(self, words: Sequence[str]) -> np.ndarray:
+        """[n, d] float32: the mean of a word's own row, if it has one, and its n-grams'; zeros where it has neither."""
+        encoded = [word.encode("utf-8", "surrogatepass") for word in words]
+        rows = self.index(words)
+        out = np.zeros((len(words), self.dim), dtype=np.float32)
+        for start in range(0, len(words), _WORDS_AT_ONCE):
+            some = slice(start, start + _WORDS_AT_ONCE)
+            out[some] = np.nan_to_num(_means(self._model, encoded[some], rows[some]), copy=False, nan=0.0)
+        return out
+
+
 def read_fasttext(
     data: bytes | mmap.mmap, path: Path, limit: int | None = None, progress: bool = False
 ) -> tuple[list[str], np.ndarray]:
@@ -33,6 +83,28 @@ def read_fasttext(
     Raises:
         ValueError: another version, a quantised model, or a truncated file.
     """
+    model = _read_model(data, path)
+    words = model.words[:limit]
+    vectors = np.empty((len(words), model.table.shape[1]), dtype=np.float32)
+    for start in tqdm(range(0, len(words), _WORDS_AT_ONCE), desc=f"Reading {path.name}", disable=not progress):
+        some = words[start : start + _WORDS_AT_ONCE]
+        vectors[start : start + len(some)] = _means(model, some, np.arange(start, start + len(some)))
+    # fastText cuts overlong words at a byte, perhaps inside a character.
+    return [word.decode("utf-8", "replace") for word in words], vectors
+
+
+def _means(model: _Model, words: list[bytes], rows: np.ndarray) -> np.ndarray:
+    """The mean of each word's own row, where it is not -1, and its n-grams' rows; NaN where a word has none at all."""
+    owner, row = _rows(words, rows, model.ngrams)
+    begin = np.flatnonzero(np.diff(owner, prepend=-1))
+    means = np.full((len(words), model.table.shape[1]), np.nan, dtype=np.float32)
+    if len(row):
+        sizes = np.diff(begin, append=len(row))[:, None]
+        means[owner[begin]] = np.add.reduceat(model.table[row], begin, axis=0) / sizes
+    return means
+
+
+def _read_model(data: bytes | mmap.mmap, path: Path) -> _Model:
     position = 0
 
     def take(form: str) -> tuple:
@@ -42,6 +114,7 @@ def read_fasttext(
         return values
 
     encoded: list[bytes] = []
+    counts: list[int] = []
     try:
         _, version, dim, *_, model, bucket, shortest, longest, _, _ = take("14id")
         size, word_count, _, _, pruned = take("3i2q")
@@ -54,7 +127,9 @@ def read_fasttext(
             if number < word_count:
                 encoded.append(bytes(data[position:end]))
             position = end + 1
-            take("qb")
+            count, _ = take("qb")
+            if number < word_count:
+                counts.append(count)
         position += 8 * max(0, pruned)
         quantised, rows, columns = take("?2q")
     except (struct.error, OverflowError):
@@ -73,27 +148,17 @@ def read_fasttext(
 
     table = np.frombuffer(data, dtype="<f4", count=rows * columns, offset=position).reshape(rows, columns)
     ngrams = _Ngrams(shortest, longest, bucket, word_count)
-    encoded = encoded[:limit]
-    vectors = np.empty((len(encoded), dim), dtype=np.float32)
-    for start in tqdm(range(0, len(encoded), _WORDS_AT_ONCE), desc=f"Reading {path.name}", disable=not progress):
-        owner, row = _rows(encoded[start : start + _WORDS_AT_ONCE], start, ngrams)
-        begin = np.flatnonzero(np.diff(owner, prepend=-1))
-        means = np.add.reduceat(table[row], begin, axis=0) / np.diff(begin, append=len(row))[:, None]
-        vectors[start : start + _WORDS_AT_ONCE] = means
-    # The table is a view that would keep the memory map open.
-    del table
-    # fastText cuts overlong words at a byte, perhaps inside a character.
-    return [word.decode("utf-8", "replace") for word in encoded], vectors
+    return _Model(encoded, np.array(counts, dtype=np.int64), table, ngrams)
 
 
-def _rows(words: list[bytes], start: int, ngrams: _Ngrams) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of each word, as (word, row) in the order of the words.
+def _rows(words: list[bytes], known: np.ndarray, ngrams: _Ngrams) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of each word, as (word, row) in the order of the words; ``known`` has each one's own row, or -1.
 
     An n-gram of ``<word>`` has the row that the 32-bit FNV-1a hash of its UTF-8 bytes, each taken as a signed number,
     gives; single characters have none if they are the brackets, and the end of a sentence has no n-grams.
     """
     own = np.arange(len(words))
-    owners, rows = [own], [own + start]
+    owners, rows = [own[known >= 0]], [known[known >= 0]]
     text = np.frombuffer(b"".join(b"<%b>" % word for word in words), dtype=np.uint8)
     lengths = np.array([len(word) + 2 for word in words])
     begins = (text & 0xC0) != 0x80

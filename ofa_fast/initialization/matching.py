@@ -247,7 +247,7 @@ def _match_roles(source_tokenizer, target_tokenizer) -> dict[int, int]:
     return matches
 
 
-def _published_texts(tokenizer) -> dict[str, int]:
+def published_texts(tokenizer) -> dict[str, int]:
     """Standard text -> id; of several ids with one text, the highest stays."""
     tokens = {index: token for token, index in tokenizer.get_vocab().items()}
     order = sorted(tokens)
@@ -261,7 +261,7 @@ def _published_texts(tokenizer) -> dict[str, int]:
 
 
 def _published_match(source_tokenizer, target_tokenizer, fuzzy: bool) -> np.ndarray:
-    source, target = _published_texts(source_tokenizer), _published_texts(target_tokenizer)
+    source, target = published_texts(source_tokenizer), published_texts(target_tokenizer)
     lower = {text.lower(): source[text] for text in sorted(source)} if fuzzy else {}
     matches = np.full(len(tokens_by_id(target_tokenizer, "target_tokenizer")), -1, dtype=np.int64)
     for text, index in target.items():
