@@ -18,6 +18,7 @@ LAYERS = [
     {"nn"},
     {"initialization"},
     {"models"},
+    {"compat"},
     {"training", "evaluation"},
     {"study"},
     {"cli"},

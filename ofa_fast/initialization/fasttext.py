@@ -30,13 +30,62 @@ class _Ngrams(NamedTuple):
 
 
 class _Model(NamedTuple):
+<<<<<<< HEAD
     """The words of a model, its table of rows, and which of them are those of n-grams."""
 
     words: list[bytes]
+=======
+    """The words of a model and how often each occurred, its table of rows, and which of them are those of n-grams."""
+
+    words: list[bytes]
+    counts: np.ndarray
+>>>>>>> compat
     table: np.ndarray
     ngrams: _Ngrams
 
 
+<<<<<<< HEAD
+=======
+class FastText:
+    """A model as ``fasttext`` saved it, mapped into memory: a vector for any text, an unseen one included.
+
+    Attributes:
+        words: its words in the order of the file, most frequent first.
+        counts: [W] int64, how often each occurred in the text that the model was trained on.
+        dim: d.
+
+    Raises:
+        ValueError: not a fastText model, another version, a quantised model, or a truncated file.
+        FileNotFoundError: no such file.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        path = Path(path)
+        with open(path, "rb") as file:
+            data = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if path.stat().st_size else b""
+        if data[:4] != MAGIC:
+            raise ValueError(f"{path}: not a fastText model: it begins with {bytes(data[:40])!r}")
+        self._model = _read_model(data, path)
+        self._known = {word: row for row, word in enumerate(self._model.words)}
+        self.words = [word.decode("utf-8", "ignore") for word in self._model.words]
+        self.counts, self.dim = self._model.counts, self._model.table.shape[1]
+
+    def index(self, words: Sequence[str]) -> np.ndarray:
+        """[n] int64: the number of each word, -1 where the model has seen none such."""
+        return np.array([self._known.get(word.encode("utf-8", "surrogatepass"), -1) for word in words], dtype=np.int64)
+
+    def vectors(self, words: Sequence[str]) -> np.ndarray:
+        """[n, d] float32: the mean of a word's own row, if it has one, and its n-grams'; zeros where it has neither."""
+        encoded = [word.encode("utf-8", "surrogatepass") for word in words]
+        rows = self.index(words)
+        out = np.zeros((len(words), self.dim), dtype=np.float32)
+        for start in range(0, len(words), _WORDS_AT_ONCE):
+            some = slice(start, start + _WORDS_AT_ONCE)
+            out[some] = np.nan_to_num(_means(self._model, encoded[some], rows[some]), copy=False, nan=0.0)
+        return out
+
+
+>>>>>>> compat
 def read_fasttext(
     data: bytes | mmap.mmap,
     path: Path,
@@ -50,6 +99,7 @@ def read_fasttext(
         ValueError: another version, a quantised model, or a truncated file.
     """
     model = _read_model(data, path)
+<<<<<<< HEAD
     words, vectors = model.words[:limit], Rows(model.table.shape[1], folder)
     for start in tqdm(range(0, len(words), _WORDS_AT_ONCE), desc=f"Reading {path.name}", disable=not progress):
         some = words[start : start + _WORDS_AT_ONCE]
@@ -76,6 +126,15 @@ def fasttext_rows(path: Path, words: Sequence[str]) -> np.ndarray:
             raise ValueError(f"{path}: no vector for {word!r}: not a word of the model, and no part of it has a row")
         vectors.append(means)
     return vectors.finish()
+=======
+    words = model.words[:limit]
+    vectors = np.empty((len(words), model.table.shape[1]), dtype=np.float32)
+    for start in tqdm(range(0, len(words), _WORDS_AT_ONCE), desc=f"Reading {path.name}", disable=not progress):
+        some = words[start : start + _WORDS_AT_ONCE]
+        vectors[start : start + len(some)] = _means(model, some, np.arange(start, start + len(some)))
+    # fastText cuts overlong words at a byte, perhaps inside a character.
+    return [word.decode("utf-8", "replace") for word in words], vectors
+>>>>>>> compat
 
 
 def _means(model: _Model, words: list[bytes], rows: np.ndarray) -> np.ndarray:
@@ -99,6 +158,7 @@ def _read_model(data: bytes | mmap.mmap, path: Path) -> _Model:
         return values
 
     encoded: list[bytes] = []
+    counts: list[int] = []
     try:
         _, version, dim, *_, model, bucket, shortest, longest, _, _ = take("14id")
         size, word_count, _, _, pruned = take("3i2q")
@@ -111,7 +171,9 @@ def _read_model(data: bytes | mmap.mmap, path: Path) -> _Model:
             if number < word_count:
                 encoded.append(bytes(data[position:end]))
             position = end + 1
-            take("qb")
+            count, _ = take("qb")
+            if number < word_count:
+                counts.append(count)
         position += 8 * max(0, pruned)
         quantised, rows, columns = take("?2q")
     except (struct.error, OverflowError):
@@ -129,7 +191,12 @@ def _read_model(data: bytes | mmap.mmap, path: Path) -> _Model:
         raise ValueError(f"{path}: truncated fastText model: {rows} rows of {columns} values are announced")
 
     table = np.frombuffer(data, dtype="<f4", count=rows * columns, offset=position).reshape(rows, columns)
+<<<<<<< HEAD
     return _Model(encoded, table, _Ngrams(shortest, longest, bucket, word_count))
+=======
+    ngrams = _Ngrams(shortest, longest, bucket, word_count)
+    return _Model(encoded, np.array(counts, dtype=np.int64), table, ngrams)
+>>>>>>> compat
 
 
 def _rows(words: list[bytes], known: np.ndarray, ngrams: _Ngrams) -> tuple[np.ndarray, np.ndarray]:

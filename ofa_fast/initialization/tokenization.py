@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -143,6 +144,34 @@ def tells_apart(tokenizer, one: Callable[[str], str], other: Callable[[str], str
         return [piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)] if pre_tokenizer else [text]
 
     return any(pieces(one(word)) != pieces(other(word)) for word in _PROBES)
+
+
+def normalizer(tokenizer) -> Callable[[str], str] | None:
+    """What the Rust tokenizer makes of a piece of text, with the space that it may have in front; None: nothing."""
+    if not is_rust(tokenizer) or tokenizer.backend_tokenizer.normalizer is None:
+        return None
+    normalize = tokenizer.backend_tokenizer.normalizer.normalize_str
+
+    def of_piece(text: str) -> str:
+        # Some normalizers mark spaces, or put a mark in front.
+        body = normalize(text.removeprefix(" ")).replace("▁", " ").strip()
+        return f" {body}" if body and text.startswith(" ") else body
+
+    return of_piece
+
+
+def glued_characters(tokenizer) -> Callable[[str], bool]:
+    """Whether the tokenizer cuts a text off the letter before it, so that its token needs no space in front."""
+    if not is_rust(tokenizer):
+        return lambda text: unicodedata.category(text[0])[0] in "PS"
+    backend = tokenizer.backend_tokenizer
+
+    def is_cut_off(text: str) -> bool:
+        glued = f"x{text}"
+        glued = backend.normalizer.normalize_str(glued) if backend.normalizer else glued
+        return backend.pre_tokenizer is not None and len(backend.pre_tokenizer.pre_tokenize_str(glued)) > 1
+
+    return is_cut_off
 
 
 def warn_if_slow(tokenizer, texts: int) -> None:

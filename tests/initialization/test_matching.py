@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ofa_fast.initialization import match_vocabularies
@@ -22,9 +22,9 @@ def tokenizer_of(tokens: list[str], filler: str = "", added=(), **special) -> Pr
     return result
 
 
-def matched(source, target, parity=False) -> dict[str, str]:
+def matched(source, target, **options) -> dict[str, str]:
     names = {index: token for token, index in source.get_vocab().items()}
-    sources = match_vocabularies(source, target, parity)
+    sources = match_vocabularies(source, target, **options)
     return {token: names[sources[index]] for token, index in target.get_vocab().items() if sources[index] >= 0}
 
 
@@ -35,6 +35,8 @@ def matched(source, target, parity=False) -> dict[str, str]:
         (["[CLS]", "the", "##the", "##a", "▁"], "wordpiece"),
         (["Ġthe", "the", "Ġ"], "byte-level"),
         (["a", "b", None], "plain"),
+        (["the</w>", "a</w>", "##a"], "word-end"),
+        (["<pad>", *map(chr, range(256))], "bytes"),
     ],
 )
 def test_vocabulary_kind(tokens, kind):
@@ -47,7 +49,8 @@ def test_vocabulary_kind(tokens, kind):
         (["▁the", "the", "▁New▁York", "<0x41>", "<0xE2>"], [" the", "the", " New York", b"A", b"\xe2"]),
         (["the", "##the", "##", "é"], [" the", "the", "", " é"]),
         (["Ġthe", "the", "Ã©", "â", "Ċ"], [" the", "the", "é", b"\xe2", "\n"]),
-        (["the", "é"], ["the", "é"]),
+        (["the", "é"], [" the", " é"]),
+        (["un", "é", "é</w>", "do</w>"], ["un", "é", " é", " do"]),
     ],
 )
 def test_standard_texts(tokens, texts):
@@ -77,7 +80,7 @@ def test_a_word_start_matches_across_kinds(tokenizers):
     assert all(
         source.startswith("##") != target.startswith("Ġ")
         for target, source in pairs.items()
-        if target != "<|endoftext|>"
+        if any(map(str.isalnum, source)) and target != "<|endoftext|>"
     )
 
 
@@ -85,6 +88,46 @@ def test_exact_case_comes_first_then_lower_case_then_lowest_id():
     source = tokenizer_of(["[UNK]", "APPLE", "apple", "Apple", "PEAR", "Pear"], "##", unk_token="[UNK]")
     target = tokenizer_of(["<unk>", "▁Apple", "▁aPPle", "▁pear"], "▁", unk_token="<unk>")
     assert matched(source, target) == {"<unk>": "[UNK]", "▁Apple": "Apple", "▁aPPle": "apple", "▁pear": "PEAR"}
+    for parity in (False, True):
+        exact = matched(source, target, fuzzy=False, parity=parity)
+        assert exact == {"▁Apple": "Apple"} | ({} if parity else {"<unk>": "[UNK]"})
+
+
+def test_the_same_text_comes_before_what_reads_the_same_with_and_without_a_space():
+    source = tokenizer_of(["[UNK]", ".", "##.", "!", "the"], "##", unk_token="[UNK]")
+    target = tokenizer_of(["<unk>", "▁.", ".", "▁!", "!", "the"], "▁", unk_token="<unk>")
+    pairs = {"<unk>": "[UNK]", "▁.": ".", ".": "##.", "▁!": "!", "!": "!"}
+    assert matched(source, target) == pairs  # a word's beginning is no word's end
+
+
+def test_tokens_that_end_words_are_words_first_and_parts_second():
+    target = tokenizer_of(["<unk>", "▁do", "do", "▁un", "un"], "▁", unk_token="<unk>")
+    both = tokenizer_of(["<unk>", "do", "do</w>", "un"], unk_token="<unk>")
+    pairs = {"<unk>": "<unk>", "▁do": "do</w>", "do": "do", "▁un": "un", "un": "un"}
+    assert matched(both, target) == pairs
+
+
+def test_a_text_is_matched_as_the_source_would_read_it():
+    source = tokenizer_of(["[UNK]", "cafe", "fine"], "##", unk_token="[UNK]")
+    target = tokenizer_of(["<unk>", "▁Café", "▁ﬁne", "▁thé"], "▁", unk_token="<unk>")
+    assert matched(source, target) == {"<unk>": "[UNK]"}
+    source.backend_tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase()]
+    )
+    assert matched(source, target) == {"<unk>": "[UNK]", "▁Café": "cafe", "▁ﬁne": "fine"}
+    assert matched(source, target, fuzzy=False) == {"<unk>": "[UNK]"}
+
+
+def test_compositions_of_a_letter_match_but_compatibility_forms_do_not():
+    source = tokenizer_of(["[UNK]", "e\u0301", "2"], "##", unk_token="[UNK]")
+    target = tokenizer_of(["<unk>", "▁é", "▁²"], "▁", unk_token="<unk>")
+    assert matched(source, target) == {"<unk>": "[UNK]", "▁é": "e\u0301"}
+
+
+def test_an_empty_text_matches_nothing():
+    source = tokenizer_of(["[UNK]", "##"], "##", unk_token="[UNK]")
+    target = tokenizer_of(["<unk>", ""], "▁", unk_token="<unk>")
+    assert matched(source, target) == {"<unk>": "[UNK]"}
 
 
 def test_published_case_match_takes_the_last_in_sorted_order():
@@ -162,6 +205,7 @@ def test_byte_fallback_tokens(tokenizers):
     assert (pairs["<0x41>"], pairs["<0xE2>"]) == ("A", "â")
     with_both = tokenizer_of(["A", "<0x41>"], "▁")
     assert matched(with_both, target)["<0x41>"] == "<0x41>"
+    assert matched(tokenizer_of(["<unk>", "<0x0A>", "▁a"], "▁"), tokenizers["byte-level"])["Ċ"] == "<0x0A>"
 
 
 def test_added_tokens_are_read_as_they_are_written(tokenizers):
