@@ -220,7 +220,7 @@ class WECHSEL:
             raise ValueError(f'align_strategy must be "bilingual_dictionary" or None, got {align_strategy!r}')
 
     def _compute_align_matrix_from_dictionary(self, source_embeddings, target_embeddings, dictionary) -> np.ndarray:
-        """argmin ‖A R − B‖ over orthogonal R for pairs of words (A, B), each as it stands, in lower and in title case."""
+        """argmin ‖A R − B‖ over orthogonal R for pairs (A, B) of words in three cases: as it stands, lower, title."""
         pairs = [
             (source, target)
             for pair in dictionary

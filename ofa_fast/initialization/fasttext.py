@@ -30,22 +30,14 @@ class _Ngrams(NamedTuple):
 
 
 class _Model(NamedTuple):
-<<<<<<< HEAD
-    """The words of a model, its table of rows, and which of them are those of n-grams."""
-
-    words: list[bytes]
-=======
     """The words of a model and how often each occurred, its table of rows, and which of them are those of n-grams."""
 
     words: list[bytes]
     counts: np.ndarray
->>>>>>> compat
     table: np.ndarray
     ngrams: _Ngrams
 
 
-<<<<<<< HEAD
-=======
 class FastText:
     """A model as ``fasttext`` saved it, mapped into memory: a vector for any text, an unseen one included.
 
@@ -76,16 +68,18 @@ class FastText:
 
     def vectors(self, words: Sequence[str]) -> np.ndarray:
         """[n, d] float32: the mean of a word's own row, if it has one, and its n-grams'; zeros where it has neither."""
-        encoded = [word.encode("utf-8", "surrogatepass") for word in words]
-        rows = self.index(words)
         out = np.zeros((len(words), self.dim), dtype=np.float32)
         for start in range(0, len(words), _WORDS_AT_ONCE):
             some = slice(start, start + _WORDS_AT_ONCE)
-            out[some] = np.nan_to_num(_means(self._model, encoded[some], rows[some]), copy=False, nan=0.0)
+            out[some] = np.nan_to_num(self.means(words[some]), copy=False, nan=0.0)
         return out
 
+    def means(self, words: Sequence[str]) -> np.ndarray:
+        """As ``vectors``, but NaN where a word has neither."""
+        encoded = [word.encode("utf-8", "surrogatepass") for word in words]
+        return _means(self._model, encoded, self.index(words))
 
->>>>>>> compat
+
 def read_fasttext(
     data: bytes | mmap.mmap,
     path: Path,
@@ -99,7 +93,6 @@ def read_fasttext(
         ValueError: another version, a quantised model, or a truncated file.
     """
     model = _read_model(data, path)
-<<<<<<< HEAD
     words, vectors = model.words[:limit], Rows(model.table.shape[1], folder)
     for start in tqdm(range(0, len(words), _WORDS_AT_ONCE), desc=f"Reading {path.name}", disable=not progress):
         some = words[start : start + _WORDS_AT_ONCE]
@@ -110,31 +103,16 @@ def read_fasttext(
 
 def fasttext_rows(path: Path, words: Sequence[str]) -> np.ndarray:
     """Vectors [n, d] of any words, as fastText gives them: of an unseen one, the mean of the rows of its n-grams."""
-    with open(path, "rb") as file:
-        data = file.read() if os.path.getsize(path) == 0 else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    if data[:4] != MAGIC:
-        raise ValueError(f"{path}: not a fastText model: it begins with {bytes(data[:40])!r}")
-    model = _read_model(data, path)
-    known = {word: row for row, word in enumerate(model.words)}
-    encoded = [word.encode("utf-8", "surrogatepass") for word in words]
-    rows, vectors = np.array([known.get(word, -1) for word in encoded]), Rows(model.table.shape[1])
+    model = FastText(path)
+    vectors = Rows(model.dim)
     for start in range(0, len(words), _WORDS_AT_ONCE):
-        some = slice(start, start + _WORDS_AT_ONCE)
-        means = _means(model, encoded[some], rows[some])
+        some = words[start : start + _WORDS_AT_ONCE]
+        means = model.means(some)
         if np.isnan(means).any():
-            word = words[start + int(np.isnan(means).any(axis=1).argmax())]
+            word = some[int(np.isnan(means).any(axis=1).argmax())]
             raise ValueError(f"{path}: no vector for {word!r}: not a word of the model, and no part of it has a row")
         vectors.append(means)
     return vectors.finish()
-=======
-    words = model.words[:limit]
-    vectors = np.empty((len(words), model.table.shape[1]), dtype=np.float32)
-    for start in tqdm(range(0, len(words), _WORDS_AT_ONCE), desc=f"Reading {path.name}", disable=not progress):
-        some = words[start : start + _WORDS_AT_ONCE]
-        vectors[start : start + len(some)] = _means(model, some, np.arange(start, start + len(some)))
-    # fastText cuts overlong words at a byte, perhaps inside a character.
-    return [word.decode("utf-8", "replace") for word in words], vectors
->>>>>>> compat
 
 
 def _means(model: _Model, words: list[bytes], rows: np.ndarray) -> np.ndarray:
@@ -191,12 +169,8 @@ def _read_model(data: bytes | mmap.mmap, path: Path) -> _Model:
         raise ValueError(f"{path}: truncated fastText model: {rows} rows of {columns} values are announced")
 
     table = np.frombuffer(data, dtype="<f4", count=rows * columns, offset=position).reshape(rows, columns)
-<<<<<<< HEAD
-    return _Model(encoded, table, _Ngrams(shortest, longest, bucket, word_count))
-=======
     ngrams = _Ngrams(shortest, longest, bucket, word_count)
     return _Model(encoded, np.array(counts, dtype=np.int64), table, ngrams)
->>>>>>> compat
 
 
 def _rows(words: list[bytes], known: np.ndarray, ngrams: _Ngrams) -> tuple[np.ndarray, np.ndarray]:

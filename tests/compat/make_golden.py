@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-import struct
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -68,38 +66,19 @@ def unigram() -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", sep_token="[SEP]")
 
 
-def text_file(folder: str, name: str, text: list[str]) -> str:
-    path = Path(folder, name)
-    path.write_text("\n".join(text) + "\n", "utf-8")
-    return str(path)
-
-
 def train_models(targets: dict[str, PreTrainedTokenizerFast]) -> None:
-    """fastText models of words and, for FOCUS, of the targets' tokens; no seed brings the same ones back."""
-    import fasttext
-
-    options = {"dim": DIM // 2, "bucket": 100 * BUCKETS, "minCount": 4, "epoch": 10, "thread": 1, "verbose": 0}
-    with tempfile.TemporaryDirectory() as folder:
-        for code in ("eng", "deu"):
-            words = [" ".join(re.findall(r"\w+", line.lower())) for line in lines(code)]
-            file = text_file(folder, code, words)
-            save_small(fasttext.train_unsupervised(file, model="skipgram", **options), GOLDEN / f"{code}.bin")
-        for name, tokenizer in targets.items():
-            file = text_file(folder, name, [" ".join(tokenizer.tokenize(line)) for line in lines("deu")])
-            save_small(fasttext.train_unsupervised(file, model="cbow", **options), GOLDEN / f"{name}.tokens.bin")
+    """fastText models of words and, for FOCUS, of the targets' tokens; gensim's, which a seed brings back."""
+    for code in ("eng", "deu"):
+        save_model([re.findall(r"\w+", line.lower()) for line in lines(code)], GOLDEN / f"{code}.bin", sg=1)
+    for name, tokenizer in targets.items():
+        save_model([tokenizer.tokenize(line) for line in lines("deu")], GOLDEN / f"{name}.tokens.bin", sg=0)
 
 
-def save_small(model, path: Path) -> None:
-    """The model with a hundredth of its rows of n-grams, each the sum of those whose numbers fall on it."""
-    model.save_model(str(path))
-    data, dim = path.read_bytes(), DIM // 2
-    words = len(model.get_words())
-    output = len(data) - 17 - 4 * dim * words
-    begin = output - 4 * dim * (words + 100 * BUCKETS)
-    rows = np.frombuffer(data[begin:output], dtype="<f4").reshape(-1, dim)
-    rows = np.concatenate([rows[:words], rows[words:].reshape(100, BUCKETS, dim).sum(0)])
-    head = data[:40] + struct.pack("<i", BUCKETS) + data[44 : begin - 16] + struct.pack("<2q", *rows.shape)
-    path.write_bytes(head + rows.tobytes() + data[output:])
+def save_model(text: list[list[str]], path: Path, sg: int) -> None:
+    from gensim.models.fasttext import FastText, save_facebook_model
+
+    options = {"vector_size": DIM // 2, "bucket": BUCKETS, "min_count": 4, "epochs": 10, "workers": 1, "seed": 1}
+    save_facebook_model(FastText(text, sg=sg, **options), str(path))
 
 
 def source_matrix(size: int) -> np.ndarray:
@@ -162,7 +141,11 @@ def ofa_results(source, targets, out: dict, published: str) -> None:
         model = fasttext.load_model(str(GOLDEN / f"{code}.bin"))
         for number, word in enumerate(model.get_words()[1:400]):
             marks = ("", "$")[number % 3 > 0], ("", "$")[number % 2]
-            keys.append(f"{marks[0]}{word}{marks[1]}" if code == "eng" and number % 5 == 0 else f"{code}:{marks[0]}{word}{marks[1]}")
+            keys.append(
+                f"{marks[0]}{word}{marks[1]}"
+                if code == "eng" and number % 5 == 0
+                else f"{code}:{marks[0]}{word}{marks[1]}"
+            )
             rows.append(model.get_word_vector(word))
     order = list(dict.fromkeys(keys))
     vectors = KeyedVectors(DIM // 2)
