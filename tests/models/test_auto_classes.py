@@ -70,7 +70,7 @@ def test_head_computes_trains_saves_loads_and_exports(model_type, head, tokenize
     model.save_pretrained(tmp_path)
     loaded, info = auto.from_pretrained(tmp_path, output_loading_info=True)
     assert type(loaded) is type(model) and not any(info.values())
-    assert_close(outputs(loaded), outputs(model), rtol=0, atol=0)
+    assert_close(outputs(loaded), outputs(model), rtol=1e-6, atol=1e-7)  # where weights lie decides a last bit
     exported = to_dense(model)
     assert type(exported) is type(source)
     assert_close(outputs(exported), outputs(model), **TOLERANCE)
