@@ -169,33 +169,6 @@ def test_vectors_build_takes_lines_and_a_pivot(tmp_path, place):
         main([*command, "--lines", "9-3"])
 
 
-def test_vectors_convert_filters_and_stores_half(tmp_path):
-    text = tmp_path / "keys.vec"
-    text.write_text("4 2\ndeu:$haus$ 1 0\neng:$house$ 0 1\ndeu:$wein$ 1\neng:$wine$ 1 1\n")
-    out = tmp_path / "eng.safetensors"
-    command = ["vectors", "convert", str(text), "--languages", "eng", "--half", "--out", str(out)]
-    assert main(command) != 0
-    with pytest.warns(UserWarning, match="1 bad lines skipped"):
-        assert main([*command, "--skip-bad-lines"]) == 0
-    vectors = WordVectors.load(out)
-    assert vectors.keys == ["eng:$house$", "eng:$wine$"] and vectors.vectors.dtype == np.float16
-
-
-def test_vectors_align_writes_one_space_and_says_how_good_it_is(tmp_path, capsys):
-    for language, sign in (("eng", 1), ("deu", -1)):
-        rows = np.random.default_rng(0).standard_normal((60, 5)) * sign
-        lines = [" ".join([f"w{i}", *map(str, row)]) for i, row in enumerate(rows)]
-        (tmp_path / f"{language}.txt").write_text("\n".join(lines))
-    (tmp_path / "german.txt").write_text("".join(f"w{i}\tw{i}\n" for i in range(30)))
-    files = [str(tmp_path / "eng.txt"), f"deu={tmp_path / 'deu.txt'}"]
-    command = ["vectors", "align", *files, "--dictionary", f"eng-deu={tmp_path / 'german.txt'}"]
-    assert main([*command, "--out", str(tmp_path / "v.safetensors")]) == 0
-    assert '"precision@1": 1.0' in capsys.readouterr().out
-    assert len(WordVectors.load(tmp_path / "v.safetensors")) == 120
-    with pytest.raises(SystemExit):
-        main(["vectors", "align", *files, "--dictionary", "german.txt", "--out", "x.safetensors"])
-
-
 def test_dry_run_counts_and_writes_nothing(place, tmp_path, capsys):
     assert main(init(place, tmp_path / "out", "--rank", "8,full", "--dry-run")) == 0
     said = capsys.readouterr().out

@@ -56,8 +56,9 @@ def opened(path: Path) -> Iterator[BinaryIO]:
 
 
 def check_finite(name: str, words: list[str], vectors: np.ndarray | ByteRows) -> None:
-    largest = vectors.scales[:, None] * 128.0 if isinstance(vectors, ByteRows) else None
-    parts = blocks(vectors) if largest is None else [(0, largest.astype(np.float32))]
+    # In float64, where no product of a scale and a byte overflows.
+    largest = vectors.scales[:, None] * np.float64(128) if isinstance(vectors, ByteRows) else None
+    parts = blocks(vectors) if largest is None else [(0, np.where(largest > np.finfo(np.float32).max, np.inf, largest))]
     for start, part in parts:
         finite = np.isfinite(part).all(axis=1)
         if not finite.all():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,12 +15,23 @@ from ofa_fast.initialization.words import UNSPACED
 _NGRAMS = range(2, 6)
 _SMALLEST = 0.01
 _DOMINANCE = 0.2
-_PULL = 0.3
+_TRUST = 3.0
+_REMOVED = 0.3
+_PULL = 0.2
 
-Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
+Triples = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def weigh_links(words: Sequence[str], links: Edges) -> Edges:
+class Edges(NamedTuple):
+    """Word, concept, the weight of the edge, and the number of links behind it."""
+
+    word: np.ndarray
+    concept: np.ndarray
+    weight: np.ndarray
+    number: np.ndarray
+
+
+def weigh_links(words: Sequence[str], links: Triples) -> Edges:
     """Edges (word, concept, weight) from expected numbers of links n(w, p) between words and those of the pivot.
 
         weight(w, p) = sqrt(n(w, p)) · mean over character n-grams g of w of Σ_{w' contains g} n(w', p)
@@ -39,7 +51,7 @@ def weigh_links(words: Sequence[str], links: Edges) -> Edges:
     _, pair = np.unique(gram * (1 + concept.max(initial=0)) + concept[of], return_inverse=True)
     shared = np.bincount(pair, weights=number[of])
     family = np.bincount(of, weights=shared[pair], minlength=len(word)) / size[word]
-    return word, concept, np.sqrt(number) * family
+    return Edges(word, concept, np.sqrt(number) * family, number)
 
 
 def _grams(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
@@ -60,39 +72,45 @@ def _grams(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 def follow_concepts(own: torch.Tensor, concepts: torch.Tensor, edges: Edges) -> torch.Tensor:
     """Vectors [W, d] of a language's words, each as near to its concepts as it is the word for them.
 
-        y(w) = unit(Σ_p weight(w, p) concept(p))
+        y(w) = unit(3 n(w) unit(Σ_p weight(w, p) concept(p)) + own(w)),   n(w) = Σ_p number(w, p)
         b(w) = Σ_p weight(w, p) / Σ_p weight(w, p) · (weight(w, p) / max_w' weight(w', p)) ** 0.2
-        vector(w) = b(w) y(w) + sqrt(1 - b(w)²) unit(own(w) - (own(w) · y(w)) y(w))
+        vector(w) = unit(b(w) y(w) + sqrt(1 - b(w)²) unit(own(w) - 0.3 (own(w) · y(w)) y(w)))
 
     so that of several words for one concept the main one is nearest, and a word that no concept claims keeps ``own``.
     """
-    word, concept, weight = edges
+    word, concept, weight, number = edges
     best = np.zeros(len(concepts))
     np.maximum.at(best, concept, weight)
-    total = np.bincount(word, weights=weight, minlength=len(own))
     dominance = weight * (weight / np.maximum(best, np.finfo(float).tiny)[concept]) ** _DOMINANCE
-    share = np.bincount(word, weights=dominance, minlength=len(own)) / np.maximum(total, np.finfo(float).tiny)
-    b = torch.from_numpy(share).float().clamp(max=1)[:, None]
-    y = unit(Sparse.of(word, concept, weight, len(own)) @ concepts)
-    rest = unit(own - (own * y).sum(1, keepdim=True) * y)
+    total, share, evidence = (
+        torch.from_numpy(np.bincount(word, weights=values, minlength=len(own)))[:, None]
+        for values in (weight, dominance, number)
+    )
+    b = (share / total.clamp(min=torch.finfo(total.dtype).tiny)).clamp(max=1).float()
+    told = unit(Sparse.of(word, concept, weight, len(own)) @ concepts)
+    y = unit(_TRUST * evidence.float() * told + own)
+    rest = unit(own - _REMOVED * (own * y).sum(1, keepdim=True) * y)
     return unit(b * y + (1 - b * b).sqrt() * rest)
 
 
 def meet_words(concepts: torch.Tensor, languages: Sequence[tuple[torch.Tensor, Edges]]) -> torch.Tensor:
     """Vectors [P, d] of the concepts, drawn to the words for them in every language.
 
-    concept(p) ∝ concept(p) + 0.3 Σ_languages c(p) unit(Σ_w weight(w, p)² vector(w)), with c = a / (a + 1) for
-    a(p) = Σ_w weight(w, p), the evidence.
+        concept(p) ∝ concept(p) + 0.2 Σ_languages c(p) (m(p) - mean of m, weighted by c)
+
+    with m(p) = unit(Σ_w weight(w, p)² vector(w)), and c = a / (a + 1) for a(p) = Σ_w weight(w, p), the evidence. What
+    all words of a language have in common says nothing of a concept, hence the mean is taken away.
     """
     drawn = concepts.clone()
-    for vectors, (word, concept, weight) in languages:
+    for vectors, (word, concept, weight, _) in languages:
         evidence = torch.from_numpy(np.bincount(concept, weights=weight, minlength=len(concepts))).float()[:, None]
-        mean = unit(Sparse.of(concept, word, weight**2, len(concepts)) @ vectors)
-        drawn += _PULL * evidence / (evidence + 1) * mean
+        c = evidence / (evidence + 1)
+        met = unit(Sparse.of(concept, word, weight**2, len(concepts)) @ vectors)
+        drawn += _PULL * c * (met - (c * met).sum(0) / c.sum().clamp(min=torch.finfo(c.dtype).tiny))
     return unit(drawn)
 
 
-def read_colexification(path: str | os.PathLike, words: Sequence[str]) -> Edges:
+def read_colexification(path: str | os.PathLike, words: Sequence[str]) -> Triples:
     """Edges between rows of ``words`` that name two concepts which languages express by one word, both ways.
 
     The file has lines of concept, tab, concept, tab, number of language families (CLICS), after a heading. A concept
@@ -120,7 +138,7 @@ def read_colexification(path: str | os.PathLike, words: Sequence[str]) -> Edges:
     return np.array(source, dtype=np.int64), np.array(target, dtype=np.int64), np.array(weight)
 
 
-def walk(concepts: torch.Tensor, edges: Edges) -> torch.Tensor:
+def walk(concepts: torch.Tensor, edges: Triples) -> torch.Tensor:
     """A step along edges between concepts: concept(p) ∝ concept(p) + ½ unit(Σ_q weight(p, q) concept(q))."""
     source, target, weight = edges
     return unit(concepts + 0.5 * unit(Sparse.of(source, target, weight, len(concepts)) @ concepts))

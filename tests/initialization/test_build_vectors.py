@@ -11,7 +11,7 @@ import torch
 
 from ofa_fast.initialization import WordVectors, build_word_vectors, translation_precision
 from ofa_fast.initialization.word_alignment import LineCounts, align_words
-from ofa_fast.initialization.word_graph import follow_concepts, meet_words, read_colexification, weigh_links
+from ofa_fast.initialization.word_graph import Edges, follow_concepts, meet_words, read_colexification, weigh_links
 from ofa_fast.initialization.words import WordSplitter, written_forms
 
 VERSES = Path(__file__).parents[2] / "examples" / "data" / "bible"
@@ -83,7 +83,7 @@ def test_a_verse_merged_upwards_counts_in_both_lines_and_never_in_half(tmp_path)
     english = ["alpha alpha", "beta beta", "gamma gamma", "delta delta"]
     merged = ["eins zwei eins zwei", "<range>", "drei drei", "vier vier"]
     files = write(tmp_path, eng=english, deu=merged)
-    built = build_word_vectors(files, dim=3)
+    built = build_word_vectors(files, dim=3, iterations=0)
     vector = dict(zip(built.words, built.vectors, strict=True))
     np.testing.assert_allclose(vector["gamma"] @ vector["drei"], 1, atol=1e-5)
     assert vector["eins"] @ vector["alpha"] > 0.5 and vector["eins"] @ vector["beta"] > 0.5
@@ -160,8 +160,9 @@ def test_families_of_words_share_their_evidence():
     words = ["heiligen", "heilig", "heilige", "und", "x", "耶稣", "耶稣说"]
     links = np.array([[4, 0], [3, 0], [1, 0], [0.5, 7], [0, 0.005], [2, 0], [1, 0]])
     word, concept = np.nonzero(links)
-    row, column, weight = weigh_links(words, (word, concept, links[word, concept]))
+    row, column, weight, number = weigh_links(words, (word, concept, links[word, concept]))
     found = np.zeros_like(links)
+    np.testing.assert_array_equal(number, links[row, column])
     found[row, column] = weight
     expected = dense_weights(words[:5], links[:5] * (links[:5] >= 0.01))
     np.testing.assert_allclose(found[:5], expected, rtol=1e-12)
@@ -169,17 +170,29 @@ def test_families_of_words_share_their_evidence():
     assert found[1, 0] > found[0, 0], "the stem has more than a more frequent form"
 
 
+def normalized(vector: np.ndarray) -> np.ndarray:
+    return vector / np.linalg.norm(vector)
+
+
 def test_the_main_word_for_a_concept_is_nearest_and_an_unlinked_word_stays():
-    concepts, own = torch.eye(4)[:2], torch.eye(4)[[2, 2, 3]]
-    edges = np.array([0, 1]), np.array([0, 0]), np.array([8.0, 2.0])
+    concepts, own = torch.eye(5)[:2], torch.eye(5)[[2, 2, 3]]
+    edges = Edges(np.array([0, 1]), np.array([0, 0]), np.array([8.0, 2.0]), np.array([4.0, 1.0]))
     vectors = follow_concepts(own, concepts, edges)
+    one, _, three, four, _ = np.eye(5)
+    y = normalized(3 * one + three)
     b = 0.25**0.2
-    expected = torch.tensor([[1, 0, 0, 0], [b, 0, (1 - b * b) ** 0.5, 0], [0, 0, 0, 1]])
-    torch.testing.assert_close(vectors, expected.float())
-    met = meet_words(concepts, [(vectors, edges)])
-    drawn = torch.tensor([64 + 4 * b, 0, 4 * (1 - b * b) ** 0.5, 0])
-    drawn = torch.eye(4)[0] + 0.3 * 10 / 11 * drawn / drawn.norm()
-    torch.testing.assert_close(met, torch.stack([drawn / drawn.norm(), torch.eye(4)[1]]).float())
+    rest = normalized(three - 0.3 * (three @ y) * y)
+    second = normalized(b * y + (1 - b * b) ** 0.5 * rest)
+    expected = np.stack([normalized(12 * one + three), second, four])
+    np.testing.assert_allclose(vectors.numpy(), expected, atol=1e-6)
+    assert vectors[0] @ concepts[0] > vectors[1] @ concepts[0]
+
+    more = Edges(np.array([0, 1, 2]), np.array([0, 0, 1]), np.array([8.0, 2.0, 1.0]), np.ones(3))
+    met = meet_words(concepts, [(vectors, more)])
+    means = np.stack([normalized(64 * expected[0] + 4 * expected[1]), four])
+    c = np.array([[10 / 11], [1 / 2]])
+    drawn = np.eye(5)[:2] + 0.2 * c * (means - (c * means).sum(0) / c.sum())
+    np.testing.assert_allclose(met.numpy(), np.stack([normalized(row) for row in drawn]), atol=1e-6)
 
 
 def test_links_bring_translations_closer(files, built):

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ofa_fast import _native
-from ofa_fast.initialization import WordVectors, subword_vectors, tokenization
+from ofa_fast.initialization import WordVectors, initialize, subword_vectors, tokenization
 from ofa_fast.initialization.subwords import covered_subwords, published_spellings, spellings
 
 KINDS = ("wordpiece", "cased wordpiece", "metaspace", "byte-level")
@@ -265,3 +265,16 @@ def test_spellings(word, texts):
 )
 def test_published_spellings(word, texts):
     assert published_spellings(word) == texts
+
+
+def test_word_vectors_in_bytes_give_the_means_of_what_they_stand_for(tokenizers, word_vectors, tmp_path):
+    word_vectors.save(tmp_path / "bytes.safetensors", np.int8)
+    packed = WordVectors.load(tmp_path / "bytes.safetensors")
+    tokenizer = tokenizers["metaspace"]
+    unpacked = WordVectors(packed.words, packed.vectors[:], packed.languages)
+    np.testing.assert_array_equal(subword_vectors(tokenizer, packed), subword_vectors(tokenizer, unpacked))
+    source = tokenizers["wordpiece"]
+    table = np.random.default_rng(0).standard_normal((len(source), 16)).astype(np.float32)
+    results = [initialize(table, source, tokenizer, vectors, rank=8, neighbors=5) for vectors in (packed, unpacked)]
+    np.testing.assert_array_equal(results[0].neighbors, results[1].neighbors)
+    np.testing.assert_array_equal(results[0].coordinates, results[1].coordinates)
