@@ -6,13 +6,15 @@ import torch
 
 
 def truncated_svd(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The leading ``rank`` triples; float16 and bfloat16 are computed and returned in float32."""
+    """The leading ``rank`` triples, computed in float64: in float32 S itself may be off by more than 1e-6.
+
+    They are returned in float32, of a float64 matrix in float64.
+    """
     require_finite(matrix)
-    if matrix.dtype in (torch.float16, torch.bfloat16):
-        matrix = matrix.float()
-    u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+    dtype = matrix.dtype if matrix.dtype == torch.float64 else torch.float32
+    u, s, vh = torch.linalg.svd(matrix.double(), full_matrices=False)
     sign = signs(vh[:rank])
-    return u[:, :rank] * sign.T, s[:rank], vh[:rank] * sign
+    return (u[:, :rank] * sign.T).to(dtype), s[:rank].to(dtype), (vh[:rank] * sign).to(dtype)
 
 
 def signs(vh: torch.Tensor) -> torch.Tensor:
