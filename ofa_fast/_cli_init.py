@@ -50,6 +50,12 @@ def register(_commands, subparser) -> None:
     add("--neighbors", type=positive, help="source subwords that make up a new one (default: 10; focus: 256)")
     add("--temperature", type=float, help="of the softmax over their similarities (default: 0.1; focus: 1)")
     add("--weighting", choices=("softmax", "sparsemax"), help="of the similarities (default: the method's own)")
+    add("--exact", action="store_true", help="copy no token that differs in case or normalisation")
+    add(
+        "--word-weights",
+        choices=("rank",),
+        help="rank: a word counts as 1 / its place in its language (default: alike)",
+    )
     add("--seed", type=int, default=114514, help="of the random rows (default: 114514)")
     add("--parity", action="store_true", help="reproduce the published implementation, its quirks included")
     add(
@@ -139,6 +145,8 @@ def _run(args, group) -> None:
             group=group,
             cache=cache,
             memory=args.memory,
+            fuzzy=not args.exact,
+            word_weights=args.word_weights,
         )
         if not first:
             return
@@ -256,7 +264,8 @@ def _print_plan(args, config, tokenizers, vectors, group, cache) -> None:
     if cache is not None:
         print(f"cache     {cache.folder}, at most {cache.limit / 1e9:,.1f} GB")
     if args.dry_run:
-        planned = plan(shape, *tokenizers, vectors, **asked, progress=sys.stderr.isatty(), group=group, cache=cache)
+        asked |= {"progress": sys.stderr.isatty(), "group": group, "cache": cache, "fuzzy": not args.exact}
+        planned = plan(shape, *tokenizers, vectors, **asked)
         _print_counts(planned["counts"], planned["scripts"])
         if group is None or group.rank() == 0:
             _print_warnings(warnings_of(planned))

@@ -64,6 +64,31 @@ def method_of(method, neighbors, temperature, weighting, word_vectors, seed, par
     )
 
 
+def word_weights_of(word_weights, word_vectors, parity: bool) -> np.ndarray | None:
+    """[W] float32: 1 / rank of each word in its language for "rank", or those that are given."""
+    if word_weights is None or word_vectors is None:
+        return None
+    if parity:
+        raise ValueError("word_weights: the published implementation weighs all words alike; leave out parity=True")
+    words = len(word_vectors.words)
+    if isinstance(word_weights, str):
+        if word_weights != "rank":
+            raise ValueError(f'word_weights must be "rank", a number for each word or None, got {word_weights!r}')
+        _, of = np.unique(word_vectors.languages or ["und"] * words, return_inverse=True)
+        order = np.argsort(of, kind="stable")
+        starts = np.cumsum(np.bincount(of)) - np.bincount(of)
+        ranks = np.empty(words, dtype=np.int64)
+        ranks[order] = np.arange(words) - starts[of[order]]
+        return (1.0 / (1 + ranks)).astype(np.float32)
+    weights = np.asarray(word_weights, dtype=np.float32)
+    if weights.shape != (words,):
+        raise ValueError(f"word_weights must be [{words}], a number for each word, got {list(weights.shape)}")
+    if not (np.isfinite(weights).all() and (weights > 0).all()):
+        word = word_vectors.words[int(np.argmin(np.isfinite(weights) & (weights > 0)))]
+        raise ValueError(f"word_weights must be above 0 and finite, but that of {word!r} is not")
+    return weights
+
+
 def language_codes(languages: Iterable[str] | None) -> set[str] | None:
     if isinstance(languages, str):
         raise TypeError(f"languages must be a list of codes, got the string {languages!r}")

@@ -32,6 +32,7 @@ def plan(
     group: torch.distributed.ProcessGroup | None = None,
     cache: str | os.PathLike | Cache | None = None,
     memory: int | str | None = None,
+    fuzzy: bool = True,
 ) -> dict:
     """What ``initialize`` would do, before it: counts by origin, sizes and memory, without a vector being computed.
 
@@ -66,7 +67,7 @@ def plan(
             cache=opened(cache),
         )
         origin[: len(covered)][covered] = SIMILAR
-    origin[: len(target.tokens)][matched(source, target, parity, how.copies) >= 0] = COPIED
+    origin[: len(target.tokens)][matched(source, target, parity, how.copies, fuzzy) >= 0] = COPIED
     widths = [r or dim for r in ranks]
     return {
         "counts": {"rows": rows, "padding_rows": rows - len(target.tokens)}

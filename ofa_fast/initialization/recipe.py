@@ -38,6 +38,8 @@ def initialize(
     group: torch.distributed.ProcessGroup | None = None,
     cache: str | os.PathLike | Cache | None = None,
     memory: int | str | None = None,
+    fuzzy: bool = True,
+    word_weights: str | Sequence[float] | np.ndarray | None = None,
 ) -> Initialization | list[Initialization] | None:
     """Initialise a table for ``target_tokenizer`` from the table of ``source_tokenizer``.
 
@@ -77,6 +79,10 @@ def initialize(
             them there. The result is the same bit for bit. Bounded to 16 GiB; a ``Cache`` may say otherwise.
         memory: the most that this process may hold in all, in bytes or as "8GB": the vectors are summed for as many
             dimensions at a time as fit in it.
+        fuzzy: copy what is equal but for case or normalisation, too; False: only what stands for the same text.
+        word_weights: how much each word counts in the mean that is a subword's vector. By default all alike; "rank":
+            1 / its place among the words of its language, an estimate of its frequency where files are sorted by it;
+            or a number above 0 for each of ``word_vectors``, such as its count. Not with ``parity``.
 
     Returns:
         One ``Initialization``, or a list of them for a list of ranks; all tensors on the CPU. None on all processes of
@@ -94,6 +100,7 @@ def initialize(
     ranks = arguments.ranks_of(rank)
     how = arguments.method_of(method, neighbors, temperature, weighting, word_vectors, seed, parity)
     languages = arguments.language_codes(source_languages), arguments.language_codes(target_languages)
+    of_words = arguments.word_weights_of(word_weights, word_vectors if how.keys else None, parity)
     processes, kept = Processes(group), opened(cache)
     budget = None if memory is None else parse_memory(memory)
     if parity and processes.size > 1:
@@ -105,7 +112,7 @@ def initialize(
         rows = arguments.check_target_rows(target_rows, len(target.tokens))
         part = processes.part(rows)
         sources = torch.full((rows,), -1)
-        sources[: len(target.tokens)] = torch.from_numpy(matched(source, target, parity, how.copies))
+        sources[: len(target.tokens)] = torch.from_numpy(matched(source, target, parity, how.copies, fuzzy))
         sources = sources[part]
     with report.timed(seconds, "checks"):
         table = arguments.source_table(source_embeddings, len(source.tokens), parity)
@@ -121,7 +128,7 @@ def initialize(
             parity,
         )
         columns = min(processes.exchange(columns_within(budget, need)))
-        stages = Stages(word_vectors, parity, progress, processes, kept, columns)
+        stages = Stages(word_vectors, parity, progress, processes, kept, columns, of_words)
         bias = None if parity else arguments.source_bias_of(source_bias, len(source_embeddings), len(table))
 
     origin = torch.full((len(sources),), RANDOM, dtype=torch.uint8)
@@ -182,6 +189,8 @@ def initialize(
             "neighbors": how.neighbors,
             "temperature": how.temperature,
             "weighting": how.weighting,
+            "fuzzy": fuzzy,
+            "word_weights": word_weights if word_weights is None or isinstance(word_weights, str) else "given",
             "seed": int(seed),
             "counts": counts,
             "scripts": report.coverage(target.texts, origin.numpy()),

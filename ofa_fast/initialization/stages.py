@@ -25,9 +25,12 @@ def vocabularies(source_tokenizer, target_tokenizer, parity: bool) -> tuple[Voca
     return source, target
 
 
-def matched(source: Vocabulary, target: Vocabulary, parity: bool, copies: str) -> np.ndarray:
+def matched(source: Vocabulary, target: Vocabulary, parity: bool, copies: str, fuzzy: bool) -> np.ndarray:
     """The source token of each target token that is copied, else -1."""
-    found = match_vocabularies(source.tokenizer, target.tokenizer, parity=True) if parity else match(source, target)
+    if parity:
+        found = match_vocabularies(source.tokenizer, target.tokenizer, parity=True, fuzzy=fuzzy)
+    else:
+        found = match(source, target, fuzzy)
     if copies == "special":
         other = np.ones(len(found), dtype=bool)
         other[list(tokenization.special_ids(target.tokenizer))] = False
@@ -45,6 +48,7 @@ class Stages:
     processes: Processes
     cache: Cache | None = None
     columns: int | None = None
+    word_weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         self._hash: str | None = None
@@ -80,6 +84,7 @@ class Stages:
                 part=part,
                 cache=self.cache,
                 columns=self.columns,
+                word_weights=self.word_weights,
             )
             return {"vectors": torch.from_numpy(made)}
 
@@ -89,6 +94,7 @@ class Stages:
             None if languages is None else sorted(languages),
             self.parity,
             [part.start, part.stop],
+            None if self.word_weights is None else report.array_sha256(self.word_weights),
         ]
         tensors, found = self._cached("subwords", key, make)
         return tensors["vectors"], found

@@ -166,12 +166,13 @@ def subword_vectors(
     part=slice(None),
     cache=None,
     columns=None,
+    word_weights=None,
 ) -> np.ndarray:
     """The vector of every subword s: the mean of the vectors of the words that contain it.
 
-    ``vector[s] = sum(n[s, w] * word_vectors.vectors[w] for w) / sum(n[s, w] for w)``, where n[s, w] is 1 if s occurs in
-    the tokenisation of a spelling of w (as it stands, after a space, capitalised after a space), else 0. A subword of
-    no word, and every special token, has the zero vector.
+    ``vector[s] = sum(f[w] * n[s, w] * word_vectors.vectors[w] for w) / sum(f[w] * n[s, w] for w)``, where n[s, w] is 1
+    if s occurs in the tokenisation of a spelling of w (as it stands, after a space, capitalised after a space), else 0.
+    A subword of no word, and every special token, has the zero vector.
 
     Args:
         tokenizer: a Hugging Face tokenizer; a Rust one is about six times as fast as a Python one, and a unigram such
@@ -185,6 +186,7 @@ def subword_vectors(
         cache: a ``Cache`` for the tokenised words, of which a run that was interrupted makes the rest.
         columns: of the d, how many are summed at a time, by default all; each time the words are tokenised anew, or
             come from the cache.
+        word_weights: [W] float32, f; by default 1 each. Not with ``parity``.
 
     Returns:
         [V, d], V the largest id + 1: float32, float64 with ``parity``; summed in float64 either way, deterministic.
@@ -207,18 +209,24 @@ def subword_vectors(
     special = [i - begin for i in tokenization.special_ids(tokenizer) if begin <= i < end]
     out = np.empty((end - begin, dim), dtype=np.float32)
     columns = min(columns or dim, dim)
-    sums = torch.empty(end - begin, columns, dtype=torch.float64)
+    weighted = int(word_weights is not None)  # then the sums of the weights take a column of their own
+    sums = torch.empty(end - begin, columns + weighted, dtype=torch.float64)
     for first in range(0, dim, columns):
         some = slice(first, min(first + columns, dim))
-        sums, totals = sums[:, : some.stop - first].contiguous().zero_(), torch.zeros(end - begin, dtype=torch.float64)
+        sums = sums[:, : some.stop - first + weighted].contiguous().zero_()
+        totals = torch.zeros(end - begin, dtype=torch.float64)
         for chunk in _occurrences(encoder, progress, name, processes):
-            values = torch.from_numpy(np.asarray(vectors[chunk.rows][:, some], dtype=np.float32, order="C"))
+            values = np.asarray(vectors[chunk.rows][:, some], dtype=np.float32, order="C")
+            if weighted:
+                weights = word_weights[chunk.rows][:, None]
+                values = np.concatenate([values * weights, weights], axis=1)
             ids, id_starts = map(torch.from_numpy, chunk.within(begin, end))
-            _add(values, torch.from_numpy(chunk.row_starts), ids, id_starts, sums, totals)
+            _add(torch.from_numpy(values), torch.from_numpy(chunk.row_starts), ids, id_starts, sums, totals)
             release(vectors)
+        totals = torch.where(totals > 0, sums[:, -1] if weighted else totals, 1.0)
         sums[special] = 0.0
-        sums /= totals.clamp_min_(1)[:, None]
-        out[:, some] = sums.numpy()
+        sums /= totals[:, None]
+        out[:, some] = sums[:, : some.stop - first].numpy()
     return out
 
 

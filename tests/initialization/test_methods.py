@@ -120,11 +120,41 @@ def test_another_weighting_and_more_neighbours_for_any_method(inputs):
     assert (result.weights[similar] == 0).any(1).float().mean() > 0.5
 
 
+def test_without_fuzzy_rules_only_equal_texts_are_copied(inputs):
+    loose, strict = (initialize(*inputs, rank=None, fuzzy=fuzzy) for fuzzy in (True, False))
+    exact = torch.from_numpy(match_vocabularies(*inputs[1:3], fuzzy=False))
+    assert torch.equal(strict.sources, exact)
+    assert int((strict.origin == COPIED).sum()) < int((loose.origin == COPIED).sum())
+    assert plan(inputs[0].shape, *inputs[1:], rank=None, fuzzy=False)["counts"]["copied"] == int((exact >= 0).sum())
+    assert (loose.report["fuzzy"], strict.report["fuzzy"]) == (True, False)
+
+
+def test_words_may_count_by_their_rank_or_their_count(inputs):
+    words = inputs[3]
+    ranks = {code: 0 for code in words.languages}
+    weights = []
+    for code in words.languages:
+        ranks[code] += 1
+        weights.append(1 / ranks[code])
+    by_rank = initialize(*inputs, rank=None, word_weights="rank")
+    given = initialize(*inputs, rank=None, word_weights=[4 * weight for weight in weights])
+    alike = initialize(*inputs, rank=None)
+    assert by_rank.report["word_weights"] == "rank" and given.report["word_weights"] == "given"
+    assert torch.equal(by_rank.coordinates, given.coordinates)
+    similar = alike.origin == SIMILAR
+    assert torch.equal(by_rank.origin, alike.origin)
+    assert (by_rank.weights[similar] - alike.weights[similar]).abs().max() > 0.01
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ({"method": "ofam"}, "method must be one of ofa, wechsel, focus, mean, gaussian, random, got 'ofam'"),
         ({"method": "focus", "parity": True}, "parity=True takes the methods of the published implementation"),
+        ({"word_weights": "log"}, "word_weights must be \"rank\", a number for each word or None, got 'log'"),
+        ({"word_weights": [1.0]}, r"word_weights must be \[1200\], a number for each word, got \[1\]"),
+        ({"word_weights": [0.0] * 1200}, "word_weights must be above 0 and finite, but that of 'the' is not"),
+        ({"word_weights": "rank", "parity": True}, "word_weights: the published implementation weighs all words alike"),
         ({"weighting": "entmax"}, "weighting must be one of softmax, sparsemax, got 'entmax'"),
     ],
 )

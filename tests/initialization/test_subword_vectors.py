@@ -67,6 +67,23 @@ def test_same_word_in_two_languages_counts_twice(tokenizers):
     np.testing.assert_allclose(rows, np.tile([0.5, 1.5], (len(rows), 1)))
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [None, 7])
+def test_words_of_different_weight(tokenizers, word_vectors, kind, columns):
+    tokenizer, weights = tokenizers[kind], np.random.default_rng(0).random(len(word_vectors)).astype(np.float32) + 1e-6
+    sums, totals = np.zeros((len(tokenizer), word_vectors.vectors.shape[1])), np.zeros(len(tokenizer))
+    for word, vector, weight in zip(word_vectors.words, word_vectors.vectors, weights, strict=True):
+        found = [tokenizer.encode(text, add_special_tokens=False) for text in spellings(word)]
+        for subword in set().union(*found) - set(tokenizer.all_special_ids):
+            sums[subword] += weight * vector.astype(np.float64)
+            totals[subword] += weight
+    expected = sums / np.where(totals > 0, totals, 1)[:, None]
+    actual = subword_vectors(tokenizer, word_vectors, word_weights=weights, columns=columns)
+    np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
+    same = subword_vectors(tokenizer, word_vectors, word_weights=np.full(len(weights), 0.25, dtype=np.float32))
+    np.testing.assert_allclose(same, subword_vectors(tokenizer, word_vectors), rtol=1e-6, atol=1e-7)
+
+
 def test_languages_are_selected(tokenizers, word_vectors):
     only = subword_vectors(tokenizers["metaspace"], word_vectors, languages={"deu"})
     rows = [i for i, code in enumerate(word_vectors.languages) if code == "deu"]
