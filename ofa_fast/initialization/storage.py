@@ -90,6 +90,11 @@ class Rows:
         self.table = np.empty((0, dim), dtype=np.float32)
         self.file = None if folder is None else tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
 
+    def __del__(self) -> None:
+        # Where reading was broken off by a refusal.
+        if self.file is not None:
+            self.file.close()
+
     def append(self, rows: np.ndarray) -> None:
         if self.file is not None:
             self.file.write(np.ascontiguousarray(rows, dtype=np.float32).data)
