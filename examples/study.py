@@ -51,6 +51,8 @@ TRAINING = {"batch_size": 8, "max_length": 64, "temperature": 2.0, "save_steps":
 RECIPES = (
     "ofa",
     *("ofa:vectors=unlinked", "ofa:vectors=tenth"),
+    *("ofa:copied_share=0.75", "ofa:copied_share=0.5", "ofa:copied_share=0.25", "ofa:copied_share=0"),
+    "ofa:word_weights=rank",
     *("ofa:neighbors=1", "ofa:neighbors=3", "ofa:neighbors=30"),
     *("ofa:temperature=0.05", "ofa:temperature=0.2"),
     *("wechsel", "focus", "random", "mean", "gaussian"),
