@@ -165,6 +165,13 @@ def test_tied_gradient_of_logits_is_left_alone():
     assert_close(shared.embedding.coordinates.grad, apart.embedding.coordinates.grad)
 
 
+def test_tied_gradient_is_not_captured(monkeypatch):
+    """The number of distinct ids is on the device, and a graph must not wait for it."""
+    model = Tied(True)
+    monkeypatch.setattr("ofa_fast.nn.capturing", lambda tensor: True)
+    assert not shares(model(MANY, LABELS))
+
+
 def test_tied_gradient_compiles():
     shared, apart = twins()
     torch.compiler.reset()

@@ -24,6 +24,7 @@ aot = importlib.import_module("aot")
 # A product takes the interpreter 10 ms, so it runs the small cases only; with a GPU all of them run on that.
 INTERPRETED = {
     "capture": "wrong",
+    "tied_gradient": "tied",
     "truncated_svd": "not (random or threads or dominated)",
     "topk_similarity": "exact and (screened or odd or hostile and cosine and (clus or dup)) and not float16 or nan",
     "factorized_embedding": "not (panels or wide or many or threads or sparse and float16)",
