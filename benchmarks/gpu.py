@@ -171,6 +171,15 @@ def described(runner: Runner) -> None:
             runner.results |= json.loads(runner.results["steps"]["machine"]["said"][-1])
 
 
+def broken(found: dict, name: str) -> str | None:
+    """The CUDA kernels, if nothing was measured because of them: an error of theirs is the end of its process."""
+    if name in OPS:
+        measured = any("entries" in size for size in found.get("sizes", {}).values())
+        return "cuda" if found.get("backend") == "cuda" and not measured else None
+    tried = {key.rpartition(", ")[2] for key in found}
+    return "cuda" if name == "certified" and tried <= {"cuda"} else None
+
+
 def measure(runner: Runner, name: str) -> None:
     """One op beside its peers."""
     device, seconds = "cpu" if runner.options.dry_run else "cuda", SECONDS[name]
@@ -178,6 +187,9 @@ def measure(runner: Runner, name: str) -> None:
     # without a GPU Triton's kernels need its interpreter
     environment = {"TRITON_INTERPRET": "1"} if runner.options.dry_run and name == "tiles" else {}
     found = runner.measured(name, command, seconds, **environment)
+    if without := broken(found, name):
+        runner.results["steps"][f"{name} on {without}"] = runner.results["steps"][name]
+        found |= runner.measured(name, [*command, "--without", without], seconds, **environment)
     (runner.results["ops"] if name in OPS else runner.results["jobs"])[name] = found
     runner.write()
 
@@ -200,6 +212,24 @@ STEPS: dict[str, Callable[[Runner], None]] = {
 }
 
 
+def backends_compared(results: dict, ours: str) -> list[str]:
+    """A line for each op, size and backend that is not taken by itself: which one should be."""
+    lines = []
+    for op, measured in results["ops"].items():
+        for name, refusal in measured.get("backends", {}).items():
+            if refusal is not None:
+                lines.append(f"{op} on {name}: {refusal}")
+        for size, result in measured.get("sizes", {}).items():
+            own = result.get("entries", {}).get(ours)
+            for name, entry in result.get("entries", {}).items():
+                if name.startswith(f"{ours} on "):
+                    times = f"{1e3 * own['p50']:.3f} ms, {name.removeprefix(ours + ' ')} {1e3 * entry['p50']:.3f} ms"
+                    said = f", {own['report']} and {entry['report']}" if "report" in entry else ""
+                    faster = f"{entry['p50'] / own['p50']:.2f}x the time"
+                    lines.append(f"{op}, {size}: on {measured['backend']} {times}, {faster}{said}")
+    return lines
+
+
 def table(results: dict, ours: str = "ofa-fast") -> str:
     lines = [f"{'':72} {'ours':>11} {'best peer':>11} {'ratio':>7} {'memory':>9}"]
     for op, measured in results["ops"].items():
@@ -208,12 +238,17 @@ def table(results: dict, ours: str = "ofa-fast") -> str:
             if "entries" not in result:
                 lines.append(f"{name:72} {result['refused'][:44]}")
                 continue
-            own, peers = result["entries"][ours], [e["p50"] for n, e in result["entries"].items() if n != ours]
+            own = result["entries"][ours]
+            peers = [entry["p50"] for name, entry in result["entries"].items() if not name.startswith(ours)]
             best = f"{1e3 * min(peers):9.3f}ms {min(peers) / own['p50']:6.2f}x" if peers else f"{'none':>11} {'':>7}"
             memory = "" if own["memory"] is None else f"{own['memory'] / 2**20:.0f}MiB"
             lines.append(f"{name:72} {1e3 * own['p50']:9.3f}ms {best} {memory:>9}")
+    lines += backends_compared(results, ours)
     for name, result in results["jobs"].get("certified", {}).items():
-        lines.append(f"the CPU's results, {name}: {result['same_scores'] and result['same_indices']}")
+        same = result["same_scores"] and result["same_indices"]
+        lines.append(
+            f"the CPU's results, {name}: {same}; undecided {result['undecided']}, rescored {result['rescored']}"
+        )
     if "seconds" in results["jobs"].get("initialization", {}):
         lines.append(f"initialization: {results['jobs']['initialization']['seconds']}")
     for name, result in results["jobs"].get("training", {}).items():

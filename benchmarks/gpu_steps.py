@@ -1,10 +1,11 @@
 """The measurements of `benchmarks/gpu.py`, each in its own process, as a kernel that fails takes its process along.
 
-  python -m benchmarks.gpu_steps STEP --json FILE [--seconds S] [--device cpu]
+  python -m benchmarks.gpu_steps STEP --json FILE [--seconds S] [--device cpu] [--without BACKEND]
 
-STEP is an op, which is timed beside its peers at the sizes below; certified, which compares a large search with the
-CPU's; or tiles, which times the cross entropy with other tiles than it takes. FILE has what is known after every size.
-On a CPU all of it is small, with one peer; tiles then needs Triton's interpreter.
+STEP is an op, which is timed on each of its backends and beside its peers at the sizes below; certified, which compares
+large searches on each backend with the CPU's; or tiles, which times the cross entropy with other tiles than it takes.
+FILE has what is known after every size. On a CPU all of it is small, with one peer; tiles then needs Triton's
+interpreter.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import argparse
 import importlib
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
+import ofa_fast.ops
 from benchmarks import harness, machine
 from benchmarks.harness import OURS
 
@@ -43,16 +46,38 @@ SIZES = {
         )
     },
 }  # fmt: skip
+BACKENDS_ALONE = {  # sizes that are there to choose a backend by, at which peers would take time that is short
+    "topk_similarity": {"512 x 250,002 x 200, k = 10": {"kind": "Gaussian", "queries": 512}},
+    "factorized_embedding": {
+        "16,384 ids of text, V 401,145, R 200, D 768, bfloat16, sparse": {"gradient": "sparse", "dtype": "bfloat16"},
+        "16,384 ids of text, V 401,145, R 200, D 768, bfloat16, forward": {"gradient": None, "dtype": "bfloat16"},
+        "512 ids, V 401,145, R 200, D 768, bfloat16": {
+            "gradient": "dense", "text": False, "tokens": 512, "dtype": "bfloat16"
+        },
+    },
+}  # fmt: skip
 TILES = (
     ((128, 64), 8, 2), ((128, 64), 8, 3), ((64, 64), 4, 2), ((64, 64), 4, 3), ((64, 32), 4, 3), ((128, 32), 8, 3),
     ((128, 128), 8, 2),
 )  # fmt: skip
 
 
-def backend(op: str, device: str) -> str:
+def backends(op: str, device: str, without: str | None = None) -> dict[str, str | None]:
+    """The op's backends, the one that is taken by itself first, each with the reason why it cannot be used, or None."""
     from ofa_fast.ops._op import OPS, ORDER
 
-    return next(name for name in ORDER[device] if OPS[op].refusal(name, device, {torch.bfloat16}) is None)
+    refusals = {name: OPS[op].refusal(name, device, {torch.bfloat16}) for name in ORDER[device]}
+    if without in refusals:
+        refusals[without] = refusals[without] or "left out, as it ended the process"
+    return dict(sorted(refusals.items(), key=lambda item: item[1] is not None))
+
+
+def on(name: str, entry: Callable) -> Callable:
+    def call():
+        with ofa_fast.ops.backend(name):
+            return entry()
+
+    return call
 
 
 def roofs(device: str) -> dict[str, float]:
@@ -79,11 +104,17 @@ def usable(contest: harness.Contest, most: int) -> dict[str, str]:
     return refused
 
 
-def measure(op: str, device: str, seconds: float, write) -> None:
-    """Ours and every peer at the sizes above, as far as time allows."""
-    module, used, end = importlib.import_module(f"benchmarks.{op}"), backend(op, device), time.monotonic() + seconds
-    results = {"backend": used, "roofs": roofs(device), "sizes": {}}
-    sizes = SIZES[op] if device == "cuda" else {module.SMALL: module.SIZES[module.SMALL]}
+def measure(op: str, device: str, seconds: float, write, without: str | None = None) -> None:
+    """Ours on each of its backends, and every peer, at the sizes above, as far as time allows."""
+    module, end = importlib.import_module(f"benchmarks.{op}"), time.monotonic() + seconds
+    refusals = backends(op, device, without)
+    default, *others = [name for name, refusal in refusals.items() if refusal is None]
+    if device == "cuda":
+        others = [name for name in others if name != "reference"]  # a definition, not made for large sizes
+    results = {"backend": default, "backends": refusals, "roofs": roofs(device), "sizes": {}}
+    write(results)
+    alone = BACKENDS_ALONE.get(op, {})
+    sizes = SIZES[op] | alone if device == "cuda" else {module.SMALL: module.SIZES[module.SMALL]}
     for size, arguments in sizes.items():
         if time.monotonic() > end:
             results["sizes"][size] = {"refused": "no time left"}
@@ -91,9 +122,17 @@ def measure(op: str, device: str, seconds: float, write) -> None:
         contest = None  # its memory is free before the next one's is asked for
         try:
             contest = module.contest(**arguments, device=device)
-            refused = usable(contest, 99 if device == "cuda" else 1)
+            ours = contest.entries.pop(OURS)
+            own = {OURS: on(default, ours)} | {f"{OURS} on {name}": on(name, ours) for name in others}
+            contest.entries = own | contest.entries
+            peers = 0 if size in alone else 99 if device == "cuda" else 1
+            refused = usable(contest, len(own) - 1 + peers)
             entries = harness.run(contest, device, rounds=9, seconds=0.5 if device == "cuda" else 0.05)
             results["sizes"][size] = {"entries": entries, "refused_peers": refused}
+            if contest.report:
+                for name, key in zip((default, *others), own, strict=True):
+                    if key in entries:
+                        entries[key]["report"] = on(name, contest.report)()
             for name, entry in entries.items():
                 print(f"  {name:48} {1e3 * entry['p50']:10.3f} ms  {entry['errors']}", flush=True)
         except (harness.Skip, torch.OutOfMemoryError, RuntimeError) as error:
@@ -102,31 +141,33 @@ def measure(op: str, device: str, seconds: float, write) -> None:
     write(results)
 
 
-def certified(device: str, seconds: float, write) -> None:
-    """The search of many queries on this device, and that of some of them on the CPU: the same bits are asked for."""
+def certified(device: str, write, without: str | None = None) -> None:
+    """Searches of many queries on each backend, and of some of them on the CPU: the same bits are asked for."""
     from benchmarks.topk_similarity import random_vectors
     from ofa_fast.ops import topk_similarity
 
     many, count, d, some = (400_000, 250_002, 300, 4_096) if device == "cuda" else (300, 2_000, 24, 50)
+    used = [name for name, refusal in backends("topk_similarity", device, without).items() if refusal is None]
+    if device == "cuda" and used != ["reference"]:
+        used.remove("reference")
     results = {}
     for kind in ("clustered", "heavy tails"):
         queries, keys = random_vectors(many, d, kind, 1), random_vectors(count, d, kind, 2)
         keys[1], keys[count // 2] = keys[0], keys[0]  # ties
         sample = torch.linspace(0, many - 1, some).long()
         there = queries.to(device), keys.to(device)
-        spent, (scores, indices, report) = harness.timed(
-            lambda there=there: topk_similarity(*there, 10, return_report=True), device
-        )
         expected = topk_similarity(queries[sample], keys, 10)
-        same = [torch.equal(got.cpu()[sample], want) for got, want in zip((scores, indices), expected, strict=True)]
-        name = f"{many:,} x {count:,} x {d}, {kind}"
-        results[name] = {
-            "compared": some,
-            "same_scores": same[0],
-            "same_indices": same[1],
-            "first_call": spent,
-        } | report
-        write(results)
+        for name in used:
+            search = on(name, lambda there=there: topk_similarity(*there, 10, return_report=True))
+            spent, (*found, report) = harness.timed(search, device)
+            same = [torch.equal(got.cpu()[sample], want) for got, want in zip(found, expected, strict=True)]
+            results[f"{many:,} x {count:,} x {d}, {kind}, {name}"] = {
+                "compared": some,
+                "same_scores": same[0],
+                "same_indices": same[1],
+                "first_call": spent,
+            } | report
+            write(results)
     if not all(result["same_scores"] and result["same_indices"] for result in results.values()):
         raise SystemExit("the search on this device is not the CPU's")
 
@@ -178,15 +219,18 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
+    parser.add_argument("--without", metavar="BACKEND", help="measure all but this one")
     options = parser.parse_args()
 
     def write(results: dict) -> None:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
 
     if options.step in OPS:
-        measure(options.step, options.device, options.seconds, write)
+        measure(options.step, options.device, options.seconds, write, options.without)
+    elif options.step == "certified":
+        certified(options.device, write, options.without)
     else:
-        {"certified": certified, "tiles": tiles}[options.step](options.device, options.seconds, write)
+        tiles(options.device, options.seconds, write)
 
 
 if __name__ == "__main__":

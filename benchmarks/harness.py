@@ -32,6 +32,7 @@ class Contest:
     operations: float  # multiplications and additions that the problem needs when nothing is left out
     traffic: float  # bytes of the inputs and results, which have to move once
     prepared: tuple[str, ...] = ()  # entries called once before anything is measured: they compile, or make a table
+    report: Callable[[], dict] | None = None  # what ours says of how it went
 
 
 def run(contest: Contest, device: str, rounds: int, seconds: float) -> dict[str, dict]:

@@ -117,6 +117,7 @@ def contest(
         errors=errors,
         operations=2.0 * len(queries) * len(keys) * d,
         traffic=float(queries.nbytes + keys.nbytes + 12 * len(queries) * k),
+        report=lambda: topk_similarity(queries, keys, k, return_report=True)[2],
     )
 
 

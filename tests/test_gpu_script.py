@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
+OWN = {"ofa-fast", "ofa-fast on reference"}
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # behind site-packages, where the compiled package is
 
@@ -30,11 +31,16 @@ def test_every_step(tmp_path):
     assert {"machine", "commit"} <= set(results)
     for op in gpu.OPS:
         (size,) = results["ops"][op]["sizes"].values()
-        assert len(size["entries"]) == 2 and not size["refused_peers"]
+        assert len(size["entries"]) == 3 and not size["refused_peers"]
+        assert set(size["entries"]) > OWN
+        assert results["ops"][op]["backend"] == "cpu"
+    (search,) = results["ops"]["topk_similarity"]["sizes"].values()
+    assert all(set(search["entries"][name]["report"]) == {"undecided", "rescored"} for name in OWN)
     assert all("tokens_per_second" in results["jobs"]["training"][name] for name in ("stock", "ofa-fast"))
     assert results["jobs"]["initialization"]["seconds"]["all"] > 0
     assert all("forward" in times for times in results["jobs"]["tiles"].values())
-    assert "truncated_svd: small" in said.stdout.rpartition("best peer")[2]
+    table = said.stdout.rpartition("best peer")[2]
+    assert "truncated_svd: small" in table and "on cpu" in table and "x the time, {'undecided': 0" in table
 
 
 @pytest.fixture
@@ -59,6 +65,28 @@ def test_what_fails_is_reported(runner):
     assert not runner.run("late", ["true"])
     assert runner.results["steps"]["late"]["status"] == "no time left"
     assert "hangs: not finished" in gpu.table(runner.results)
+
+
+def test_a_backend_that_ends_the_process_is_left_out(runner, monkeypatch):
+    asked = []
+
+    def measured(name, command, seconds, **environment):
+        asked.append(command)
+        ends = "--without" not in command
+        runner.results["steps"][name] = {"status": -11 if ends else 0, "seconds": 1.0, "said": []}
+        small = {"refused": "illegal memory access"} if ends else {"entries": {}}
+        return {"backend": "cuda" if ends else "triton", "sizes": {"small": small}}
+
+    monkeypatch.setattr(runner, "measured", measured)
+    gpu.measure(runner, "topk_similarity")
+    assert len(asked) == 2 and asked[1][-2:] == ["--without", "cuda"]
+    assert runner.results["ops"]["topk_similarity"]["backend"] == "triton"
+    assert runner.results["steps"]["topk_similarity on cuda"]["status"] == -11
+
+    assert gpu.broken({}, "certified") == gpu.broken({"many, clustered, cuda": {}}, "certified") == "cuda"
+    assert gpu.broken({"many, clustered, cuda": {}, "many, clustered, triton": {}}, "certified") is None
+    refusals = gpu_steps.backends("truncated_svd", "cpu", without="cpu")
+    assert list(refusals) == ["reference", "cpu"] and "left out" in refusals["cpu"]
 
 
 def test_a_peer_that_fails_leaves_the_contest():

@@ -14,8 +14,7 @@ from transformers import PreTrainedModel
 from transformers.models.auto import modeling_auto
 from transformers.utils import logging
 
-from ofa_fast.nn import FactorizedEmbedding, FactorizedHead
-from ofa_fast.ops import factorized_cross_entropy
+from ofa_fast.nn import FactorizedEmbedding, FactorizedHead, tied_gradient
 
 logger = logging.get_logger("ofa_fast.models")
 
@@ -99,10 +98,7 @@ class LanguageModelHead(FactorizedHead):
 
         def take(hidden: torch.Tensor) -> None:
             own = self.bias if bias is None else bias
-            loss = factorized_cross_entropy(
-                hidden, self.coordinates, self.basis, labels.to(hidden.device), own, reduction=reduction
-            )
-            taken.append((hidden, loss))
+            taken.append((hidden, self._loss(hidden, labels.to(hidden.device), own, reduction=reduction)))
 
         self._take = take
         try:
@@ -342,7 +338,8 @@ def language_model_forward(stock: type[nn.Module]):
             labels = nn.functional.pad(kwargs["labels"][..., 1:], (0, 1), value=-100) if labels is None else labels
         with _without_logits_bias(self) as added:
             bias, reduction = None if added is None else added.flatten(), "mean" if num_items is None else "sum"
-            with self.get_output_embeddings().taking_loss(labels, bias, reduction) as taken:
+            embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
+            with tied_gradient(embedding, head), head.taking_loss(labels, bias, reduction) as taken:
                 outputs = stock.forward(self, **rest, return_dict=True)
         if len(taken) != 1 or not self._hands_on(taken[0][0], outputs[logits_name], added):
             logger.warning_once(f"{stock.__name__} does more to its logits than its head: the loss is taken from them")
