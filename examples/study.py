@@ -51,8 +51,8 @@ TRAINING = {"batch_size": 8, "max_length": 64, "temperature": 2.0, "save_steps":
 RECIPES = (
     "ofa",
     *("ofa:vectors=unlinked", "ofa:vectors=tenth"),
-    *("ofa:copied_share=0.75", "ofa:copied_share=0.5", "ofa:copied_share=0.25", "ofa:copied_share=0"),
-    "ofa:word_weights=rank",
+    *("ofa:copied_share=0.5", "ofa:copied_share=0.25", "ofa:copied_share=0"),
+    *("ofa:word_weights=rank", "ofa:copied_share=0.25:word_weights=rank"),
     *("ofa:neighbors=1", "ofa:neighbors=3", "ofa:neighbors=30"),
     *("ofa:temperature=0.05", "ofa:temperature=0.2"),
     *("wechsel", "focus", "random", "mean", "gaussian"),
@@ -77,11 +77,11 @@ FULL = Size(
     30_000,
     300,
     (50, 150),
-    200,
+    100,
     (50,),
     64,
     ("mean", "gaussian"),
-    (("ofa:copied_share=0.5", 100), ("wechsel", 100), ("focus", 100), ("ofa", 200)),
+    (("ofa:copied_share=0.25", 100), ("wechsel", 100), ("focus", 100), ("ofa", 200)),
     {"learning_rate": 5e-5, "warmup_steps": 30},
 )
 SEEDS = (0, 1, 2)

@@ -87,7 +87,7 @@ def build_word_vectors(
 
     Time and memory grow with the number of words that stand in one line with each other. Twelve languages of the New
     Testament (114,450 words, 7,957 lines) take 17 s of processor time and 814 MB at the peak, torch included; of the
-    whole Bible (259,067 words, 31,100 lines) 69 s and 2 GB. The text of one language is in memory at a time.
+    whole Bible (259,067 words, 31,100 lines) 76 s and 2 GB. The text of one language is in memory at a time.
 
     Raises:
         ValueError: fewer than two files, a code that has not three characters, files of different length, text that is

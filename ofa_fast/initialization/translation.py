@@ -37,6 +37,7 @@ def translation_precision(
     target_language: str,
     k: Sequence[int] = (1, 10),
     frequent: int | None = None,
+    among: WordVectors | None = None,
 ) -> dict[str, int | float]:
     """Precision at k of translating words by the nearest vector of the other language.
 
@@ -49,6 +50,8 @@ def translation_precision(
         pairs: (source, target) pairs, or a file of lines of source, tab, target; a source may have several targets.
         frequent: only query the first so many words of the source language: the most frequent ones, where the words
             come by frequency, as from ``build_word_vectors`` and in most published files.
+        among: of both languages only the words that these vectors have, too, in their order: for a fair comparison of
+            vectors with different words.
 
     Returns:
         ``queries`` and ``candidates`` (numbers of words) and ``precision@k`` for each k.
@@ -58,8 +61,8 @@ def translation_precision(
     """
     if not k or min(k) < 1:
         raise ValueError(f"k must be numbers from 1, got {k}")
-    candidates = _rows(word_vectors, target_language)
-    sources = _by_text(word_vectors, _rows(word_vectors, source_language)[:frequent])
+    candidates = _rows(word_vectors, target_language, among)
+    sources = _by_text(word_vectors, _rows(word_vectors, source_language, among)[:frequent])
     targets = _by_text(word_vectors, candidates)
     gold: dict[int, set[int]] = {}
     for source, target in read_dictionary(pairs) if isinstance(pairs, (str, os.PathLike)) else pairs:
@@ -78,14 +81,18 @@ def translation_precision(
     return result | {f"precision@{at}": float(right[:, :at].any(axis=1).mean()) for at in k}
 
 
-def _rows(word_vectors: WordVectors, language: str) -> list[int]:
+def _rows(word_vectors: WordVectors, language: str, among: WordVectors | None = None) -> list[int]:
     if word_vectors.languages is None:
         raise ValueError("word_vectors has no languages")
     rows = [row for row, code in enumerate(word_vectors.languages) if code == language]
     if not rows:
         known = ", ".join(sorted(set(word_vectors.languages))[:40])
         raise ValueError(f"word_vectors has no word in {language!r}, only in {known}")
-    return rows
+    if among is None:
+        return rows
+    first = {text: found[0] for text, found in _by_text(word_vectors, rows).items()}
+    texts = dict.fromkeys(among.words[row].casefold() for row in _rows(among, language))
+    return [first[text] for text in texts if text in first]
 
 
 def _by_text(word_vectors: WordVectors, rows: list[int]) -> dict[str, list[int]]:

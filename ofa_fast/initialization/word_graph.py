@@ -14,7 +14,9 @@ from ofa_fast.initialization.words import UNSPACED
 
 _NGRAMS = range(2, 6)
 _SMALLEST = 0.01
-_DOMINANCE = 0.2
+_CLAIM = 0.2
+_SECOND = 0.8
+_DOMINANCE = 0.05
 _TRUST = 3.0
 _REMOVED = 0.3
 _PULL = 0.2
@@ -72,22 +74,28 @@ def _grams(words: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
 def follow_concepts(own: torch.Tensor, concepts: torch.Tensor, edges: Edges) -> torch.Tensor:
     """Vectors [W, d] of a language's words, each as near to its concepts as it is the word for them.
 
-        y(w) = unit(3 n(w) unit(Σ_p weight(w, p) concept(p)) + own(w)),   n(w) = Σ_p number(w, p)
-        b(w) = Σ_p weight(w, p) / Σ_p weight(w, p) · (weight(w, p) / max_w' weight(w', p)) ** 0.2
+        y(w) = unit(3 n(w) unit(Σ_p m(w, p) concept(p)) + own(w)),   n(w) = Σ_p number(w, p)
+        d(w, p) = (c(w, p) / max_w' c(w', p)) ** 0.05, times 0.8 if another word has that largest c
+        b(w) = Σ_p m(w, p) d(w, p) / Σ_p m(w, p)
         vector(w) = unit(b(w) y(w) + sqrt(1 - b(w)²) unit(own(w) - 0.3 (own(w) · y(w)) y(w)))
 
     so that of several words for one concept the main one is nearest, and a word that no concept claims keeps ``own``.
+    With F(w, p) = weight(w, p) / sqrt(number(w, p)), the evidence of w's family, what w means is told by
+    m(w, p) = number · F, the more by the more frequent of its links; which word is the main one, by c(w, p) =
+    number ** 0.2 · F, for a lemma may be rarer than its forms.
     """
     word, concept, weight, number = edges
+    meaning, claim = weight * number**0.5, weight * number ** (_CLAIM - 0.5)
     best = np.zeros(len(concepts))
-    np.maximum.at(best, concept, weight)
-    dominance = weight * (weight / np.maximum(best, np.finfo(float).tiny)[concept]) ** _DOMINANCE
+    np.maximum.at(best, concept, claim)
+    ratio = claim / np.maximum(best, np.finfo(float).tiny)[concept]
+    dominance = ratio**_DOMINANCE * np.where(ratio == 1, 1, _SECOND)
     total, share, evidence = (
         torch.from_numpy(np.bincount(word, weights=values, minlength=len(own)))[:, None]
-        for values in (weight, dominance, number)
+        for values in (meaning, meaning * dominance, number)
     )
     b = (share / total.clamp(min=torch.finfo(total.dtype).tiny)).clamp(max=1).float()
-    told = unit(Sparse.of(word, concept, weight, len(own)) @ concepts)
+    told = unit(Sparse.of(word, concept, meaning, len(own)) @ concepts)
     y = unit(_TRUST * evidence.float() * told + own)
     rest = unit(own - _REMOVED * (own * y).sum(1, keepdim=True) * y)
     return unit(b * y + (1 - b * b).sqrt() * rest)

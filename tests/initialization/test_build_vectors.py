@@ -180,12 +180,19 @@ def test_the_main_word_for_a_concept_is_nearest_and_an_unlinked_word_stays():
     vectors = follow_concepts(own, concepts, edges)
     one, _, three, four, _ = np.eye(5)
     y = normalized(3 * one + three)
-    b = 0.25**0.2
+    b = 0.8 * (2.0 / (8.0 * 4.0**-0.3)) ** 0.05
     rest = normalized(three - 0.3 * (three @ y) * y)
     second = normalized(b * y + (1 - b * b) ** 0.5 * rest)
     expected = np.stack([normalized(12 * one + three), second, four])
     np.testing.assert_allclose(vectors.numpy(), expected, atol=1e-6)
     assert vectors[0] @ concepts[0] > vectors[1] @ concepts[0]
+
+    # A word that two concepts share follows its frequent links, and claims by those of its family.
+    both = Edges(np.array([0, 0, 1]), np.array([0, 1, 1]), np.array([8.0, 2.0, 2.0]), np.array([4.0, 1.0, 16.0]))
+    one_and_two = follow_concepts(own, concepts, both)[0].numpy()
+    y = normalized(15 * normalized(np.array([8 * 4**0.5, 2, 0, 0, 0])) + three)
+    b = 1.0  # the second concept has the other word more often, but this one's family claims it
+    np.testing.assert_allclose(one_and_two, normalized(b * y), atol=1e-6)
 
     more = Edges(np.array([0, 1, 2]), np.array([0, 0, 1]), np.array([8.0, 2.0, 1.0]), np.ones(3))
     met = meet_words(concepts, [(vectors, more)])
@@ -324,6 +331,10 @@ def test_precision_by_hand(four_words, tmp_path):
     assert translation_precision(four_words, tmp_path / "german.txt", "eng", "deu", k=(1, 2)) == expected
     frequent = translation_precision(four_words, pairs, "eng", "deu", k=(1, 10), frequent=1)
     assert frequent == {"queries": 1, "candidates": 3, "precision@1": 0.0, "precision@10": 1.0}
+    languages = ["eng", "eng", "deu", "deu", "deu"]
+    fewer = WordVectors(["Bread", "water", "und", "brot", "neu"], np.ones((5, 1), dtype=np.float32), languages)
+    among = translation_precision(four_words, pairs, "eng", "deu", k=(1, 2), frequent=1, among=fewer)
+    assert among == {"queries": 1, "candidates": 2, "precision@1": 1.0, "precision@2": 1.0}
 
 
 def test_precision_refuses_what_it_cannot_judge(four_words, tmp_path):
