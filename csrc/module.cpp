@@ -63,6 +63,7 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("set_isa", &ofa::set_isa, py::arg("name"));
   module.def("legacy_normal_rows", &ofa::legacy_normal::rows, release());
   module.def("subword_sums_add", &ofa::subword_sums::add, release());
+  module.def("subword_sums_add_weighted", &ofa::subword_sums::add_weighted, release());
   module.def("unigram_build_trie", &ofa::unigram::build_trie, release());
   module.def("unigram_encode", &ofa::unigram::encode, release());
   module.def("vector_text_find_lines", &ofa::vector_text::find_lines, release());

@@ -109,7 +109,7 @@ class _Encoder:
 
     def _tokenise(self, words: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.encode is None:
-            self.encode = tokenization.batch_encoder(self.tokenizer)
+            self.encode = tokenization.batch_encoder(self.tokenizer, 3 * len(self.words.words))
         texts = list(map(published_spellings, words)) if self.kept is None else texts_of(words, self.kept)
         ids, id_starts = self.encode(list(chain.from_iterable(texts)))
         return ids, id_starts, _starts(list(map(len, texts)))
@@ -204,7 +204,7 @@ def subword_vectors(
     encoder = _Encoder(tokenizer, words, parity, cache)
     size, dim = len(tokenization.tokens_by_id(tokenizer)), vectors.shape[1]
     if parity:
-        return published_means(_occurrences(encoder, progress, name, processes), vectors, size)
+        return published_means(_occurrences(encoder, progress, name, processes), words, vectors, size)
     begin, end, _ = part.indices(size)
     special = [i - begin for i in tokenization.special_ids(tokenizer) if begin <= i < end]
     out = np.empty((end - begin, dim), dtype=np.float32)
