@@ -15,10 +15,10 @@ ROWS_AT_ONCE = 65_536
 
 def _once_a_text(chunk, size: int) -> tuple[np.ndarray, np.ndarray]:
     """The subwords of each word in a row, one that is in several of its spellings once for each; and how many."""
-    texts = len(chunk.id_starts) - 1
-    of_text, subwords = np.divmod(np.unique(np.repeat(np.arange(texts), np.diff(chunk.id_starts)) * size + chunk.ids), size)
-    before = np.searchsorted(of_text, chunk.text_starts)
-    return subwords, np.diff(before)
+    of_text = np.repeat(np.arange(len(chunk.id_starts) - 1), np.diff(chunk.id_starts))
+    pairs = np.sort(of_text * size + chunk.ids)
+    of_text, subwords = np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], size)
+    return subwords, np.diff(np.searchsorted(of_text, chunk.text_starts))
 
 
 def published_means(chunks: Iterator, words: WordList, vectors: np.ndarray, size: int) -> np.ndarray:
