@@ -5,6 +5,7 @@
 #include "factorized_cross_entropy/factorized_cross_entropy.h"
 #include "factorized_embedding/factorized_embedding.h"
 #include "isa.h"
+#include "legacy_normal.h"
 #include "subword_sums.h"
 #include "tensor.h"
 #include "topk_similarity/topk_similarity.h"
@@ -60,7 +61,9 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("isa", [] { return ofa::isa_names[static_cast<int>(ofa::isa())]; });
   module.def("best_isa", [] { return ofa::isa_names[static_cast<int>(ofa::best_isa())]; });
   module.def("set_isa", &ofa::set_isa, py::arg("name"));
+  module.def("legacy_normal_rows", &ofa::legacy_normal::rows, release());
   module.def("subword_sums_add", &ofa::subword_sums::add, release());
+  module.def("subword_sums_add_weighted", &ofa::subword_sums::add_weighted, release());
   module.def("unigram_build_trie", &ofa::unigram::build_trie, release());
   module.def("unigram_encode", &ofa::unigram::encode, release());
   module.def("vector_text_find_lines", &ofa::vector_text::find_lines, release());

@@ -16,4 +16,15 @@ void add(Tensor ids,         // [n] int64, overwritten
          Tensor totals,      // [V] float64
          int threads);
 
+// For each row i and each of the subwords s among ids[id_starts[words[i]]:id_starts[words[i] + 1]]:
+//   sums[s] += weights[s] * vectors[i],
+// in float64 and in the order of the rows, whatever the number of threads.
+void add_weighted(Tensor ids,        // [n] int64
+                  Tensor id_starts,  // [words + 1] int64
+                  Tensor words,      // [rows] int64
+                  Tensor vectors,    // [rows, d] float32
+                  Tensor weights,    // [V] float64
+                  Tensor sums,       // [V, d] float64
+                  int threads);
+
 }  // namespace ofa::subword_sums

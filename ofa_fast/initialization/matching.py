@@ -6,6 +6,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from operator import methodcaller
 from typing import Any
 
 import numpy as np
@@ -29,15 +30,17 @@ ROLES = {
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHER = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHER)}
-_BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+_BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
 _END = "</w>"
+_BETWEEN = "\ud800"  # half a surrogate pair, which no token of a Rust tokenizer can hold
 
 
 def vocabulary_kind(tokens: list[str | None]) -> str:
     """The kind whose mark begins (``</w>``: ends) most tokens; without any, "bytes" if all are there, or "plain"."""
     there = [token for token in tokens if token is not None]
-    counts = {kind: sum(token.startswith(mark) for token in there) for kind, mark in MARKS.items()}
-    counts["word-end"] = sum(token.endswith(_END) for token in there)
+    joined = _BETWEEN.join(["", *there, ""])
+    counts = {kind: joined.count(f"{_BETWEEN}{mark}") for kind, mark in MARKS.items()}
+    counts["word-end"] = joined.count(f"{_END}{_BETWEEN}")
     kind = max(counts, key=counts.__getitem__)
     if counts[kind]:
         return kind
@@ -58,7 +61,7 @@ def _byte_level(token: str) -> str | bytes:
 
 
 _STANDARD = {
-    "metaspace": lambda token: token.replace("▁", " "),
+    "metaspace": methodcaller("replace", "▁", " "),
     "wordpiece": lambda token: token[2:] if token.startswith("##") else f" {token}",
     "byte-level": _byte_level,
     "bytes": lambda token: _from_bytes(token.encode("latin-1")) if max(token) < "\u0100" else token,
@@ -100,13 +103,12 @@ def read_vocabulary(tokenizer, name: str = "tokenizer") -> Vocabulary:
     elif kind == "plain":
         standard = _plain(tokenizer, tokens, special)
 
-    def text(index: int, token: str) -> str | bytes:
+    texts = [None if token is None else standard(token) for token in tokens]
+    for index, token in enumerate(tokens):
         if index in verbatim:
-            return token
-        fallback = token.startswith("<0x") and _BYTE_FALLBACK.fullmatch(token)
-        return bytes.fromhex(fallback[1]) if fallback else standard(token)
-
-    texts = [None if token is None else text(index, token) for index, token in enumerate(tokens)]
+            texts[index] = token
+        elif token is not None and (fallback := _BYTE_FALLBACK.match(token)):
+            texts[index] = bytes.fromhex(fallback[1])
     ordinary = [index for index, token in enumerate(tokens) if token is not None and index not in special]
     loose: set[int] = set()
     if kind == "word-end":
@@ -171,10 +173,11 @@ def match_vocabularies(source_tokenizer, target_tokenizer, parity: bool = False,
 
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.3, after WECHSEL's and FOCUS's fuzzy matching.
     """
-    if parity:
-        return _published_match(source_tokenizer, target_tokenizer, fuzzy)
-    source = read_vocabulary(source_tokenizer, "source_tokenizer")
-    return match(source, read_vocabulary(target_tokenizer, "target_tokenizer"), fuzzy)
+    source, target = (
+        read_vocabulary(source_tokenizer, "source_tokenizer"),
+        read_vocabulary(target_tokenizer, "target_tokenizer"),
+    )
+    return (published_match if parity else match)(source, target, fuzzy)
 
 
 def match(source: Vocabulary, target: Vocabulary, fuzzy: bool = True) -> np.ndarray:
@@ -247,23 +250,28 @@ def _match_roles(source_tokenizer, target_tokenizer) -> dict[int, int]:
     return matches
 
 
-def published_texts(tokenizer) -> dict[str, int]:
-    """Standard text -> id; of several ids with one text, the highest stays."""
-    tokens = {index: token for token, index in tokenizer.get_vocab().items()}
-    order = sorted(tokens)
-    if sum(token.startswith("▁") for token in tokens.values()) > 100:
-        texts = [tokens[index].replace("▁", " ") for index in order]
+def published_texts(tokenizer, tokens: list[str | None] | None = None) -> dict[str, int]:
+    """Standard text -> id; of several ids with one text, the highest stays. ``tokens``: those by id, if they are known."""
+    tokens = tokens_by_id(tokenizer) if tokens is None else tokens
+    order = [index for index, token in enumerate(tokens) if token is not None]
+    joined = _BETWEEN.join(["", *(tokens[index] for index in order)])
+    if joined.count(f"{_BETWEEN}▁") > 100:
+        texts = joined.replace("▁", " ").split(_BETWEEN)[1:]
     else:
         texts = tokenizer.batch_decode([[index] for index in order])
-        if sum(token.startswith("##") for token in tokens.values()) > 100:
+        if joined.count(f"{_BETWEEN}##") > 100:
             texts = [text[2:] if text.startswith("##") else f" {text}" for text in texts]
     return dict(zip(texts, order, strict=True))
 
 
-def _published_match(source_tokenizer, target_tokenizer, fuzzy: bool) -> np.ndarray:
-    source, target = published_texts(source_tokenizer), published_texts(target_tokenizer)
-    lower = {text.lower(): source[text] for text in sorted(source)} if fuzzy else {}
-    matches = np.full(len(tokens_by_id(target_tokenizer, "target_tokenizer")), -1, dtype=np.int64)
-    for text, index in target.items():
-        matches[index] = source[text] if text in source else lower.get(text.lower()) or -1
+def published_match(source: Vocabulary, target: Vocabulary, fuzzy: bool = True) -> np.ndarray:
+    """``match_vocabularies`` with ``parity`` of vocabularies that are read already."""
+    of_source, of_target = (published_texts(side.tokenizer, side.tokens) for side in (source, target))
+    lower = {text.lower(): of_source[text] for text in sorted(of_source)} if fuzzy else {}
+    matches = np.full(len(target.tokens), -1, dtype=np.int64)
+    for text, index in of_target.items():
+        if text in of_source:
+            matches[index] = of_source[text]
+        elif found := lower.get(text.lower()):
+            matches[index] = found
     return matches

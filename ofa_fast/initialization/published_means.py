@@ -5,44 +5,50 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 
-MEMBERS_AT_ONCE = 16_384
+from ofa_fast import _native
+from ofa_fast.initialization.word_list import WordList
 
-
-def _occurrences_of(chunk) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each subword and word in whose spellings it occurs, sorted by subword, then word; and in how many of them."""
-    texts, words = len(chunk.id_starts) - 1, len(chunk.row_starts) - 1
-    in_text = np.unique(np.stack([chunk.ids, np.repeat(np.arange(texts), np.diff(chunk.id_starts))]), axis=1)
-    word_of = np.repeat(np.arange(words), np.diff(chunk.text_starts))
-    (subword, word), counts = np.unique(np.stack([in_text[0], word_of[in_text[1]]]), axis=1, return_counts=True)
-    return subword, word, counts
+ROWS_AT_ONCE = 65_536
 
 
-def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """starts[i], starts[i] + 1, ..., ``lengths[i]`` of them, for one i after the other."""
-    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return np.repeat(starts, lengths) + within
+def _once_a_text(chunk, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """The subwords of each word in a row, one that is in several of its spellings once for each; and how many."""
+    of_text = np.repeat(np.arange(len(chunk.id_starts) - 1), np.diff(chunk.id_starts))
+    pairs = np.sort(of_text * size + chunk.ids)
+    of_text, subwords = np.divmod(pairs[np.diff(pairs, prepend=-1) > 0], size)
+    return subwords, np.diff(np.searchsorted(of_text, chunk.text_starts))
 
 
-def published_means(chunks: Iterator, vectors: np.ndarray, size: int) -> np.ndarray:
-    """Σ (1/n) v over the n members of each subword, in the order of the words: equal to the published vectors.
+def published_means(chunks: Iterator, words: WordList, vectors: np.ndarray, size: int) -> np.ndarray:
+    """Σ (1/n) v over the n members of each of ``size`` subwords, in the order of the words: equal to the published
+    vectors [size, d] float64.
 
     Equal, because a last bit decides which of two equally near subwords is a neighbour.
     """
-    occurrences = [np.empty(0, dtype=np.int64)]
-    for chunk in chunks:
-        subwords, words, counts = _occurrences_of(chunk)
-        sizes = np.diff(chunk.row_starts)[words]
-        rows = chunk.rows[_ranges(chunk.row_starts[words], sizes)]
-        pairs = np.repeat(subwords, sizes) * len(vectors) + rows
-        occurrences.append(np.repeat(pairs, np.repeat(counts, sizes)))
-    subwords, rows = np.divmod(np.sort(np.concatenate(occurrences)), len(vectors))
-    subwords, starts = np.unique(subwords, return_index=True)
+    made = [_once_a_text(chunk, size) for chunk in chunks]
+    subwords, lengths = map(np.concatenate, zip(*made, strict=True))
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    times = np.repeat(np.diff(words.row_starts), lengths)  # a word of several languages is a member for each
+    counts = np.bincount(subwords, times, minlength=size)
+    weights = 1.0 / np.maximum(counts, 1.0)
+    order = np.argsort(words.rows, kind="stable")
+    rows, of_row = words.rows[order], np.repeat(np.arange(len(lengths)), np.diff(words.row_starts))[order]
     means = np.zeros((size, vectors.shape[1]))
-    for subword, members in zip(subwords, np.split(rows, starts[1:]), strict=True):
-        weight = 1.0 / len(members)
-        for begin in range(0, len(members), MEMBERS_AT_ONCE):
-            terms = vectors[members[begin : begin + MEMBERS_AT_ONCE]].astype(np.float64) * weight
-            terms[0] += means[subword]
-            means[subword] = terms.sum(axis=0)
+    for begin in range(0, len(rows), ROWS_AT_ONCE):
+        some = slice(begin, begin + ROWS_AT_ONCE)
+        _add(means, subwords, starts, of_row[some], np.asarray(vectors[rows[some]], dtype=np.float32), weights)
     return means
+
+
+def _add(means, subwords, starts, words, vectors, weights) -> None:
+    """means[s] += weights[s] * vectors[i] for each i in order and each s in subwords[starts[w]:starts[w + 1]], w being
+    ``words[i]``."""
+    if _native.cpu is not None:
+        arrays = map(torch.from_numpy, (subwords, starts, words, vectors, weights, means))
+        _native.cpu.subword_sums_add_weighted(*arrays, torch.get_num_threads())
+        return
+    for word, vector in zip(words, vectors.astype(np.float64), strict=True):
+        members = subwords[starts[word] : starts[word + 1]]
+        np.add.at(means, members, weights[members, None] * vector)

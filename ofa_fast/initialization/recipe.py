@@ -143,11 +143,11 @@ def initialize(
     counts = {"source_tokens": len(source_tokenizer), "target_tokens": len(target_tokenizer)}
     if how.keys:
         with report.timed(seconds, "subword_vectors"):
-            target_vectors, target_key = stages.subwords(target_tokenizer, languages[1], "Target vectors", part)
+            target_vectors, target_key = stages.subwords(target, languages[1], "Target vectors", part)
             queries = target_vectors.ne(0).any(1)
             counts["target_tokens_with_vector"] = sum(processes.exchange(int(queries.sum())))
             if how.keys == "source":
-                key_vectors, source_key = stages.subwords(source_tokenizer, languages[0], "Source vectors", slice(None))
+                key_vectors, source_key = stages.subwords(source, languages[0], "Source vectors", slice(None))
                 key_rows = torch.arange(len(key_vectors))
                 counts["source_tokens_with_vector"] = int(key_vectors.ne(0).any(1).sum())
             else:

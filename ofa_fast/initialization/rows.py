@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch.nn import functional
 
+from ofa_fast import _native
 from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
 
 ROWS_PER_STREAM = 1024
@@ -85,8 +88,37 @@ def _streams(
 def _published(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     values = table.numpy()
     # float32 sums of float32 columns, as published: rows are to be equal, not only close.
-    draws = np.random.RandomState(seed).normal(values.mean(0), values.std(0), tuple(out.shape))
-    out[random] = torch.from_numpy(draws[random.numpy()]).float()
+    mean, std = values.mean(0), values.std(0)
+    draw = _published_natively if _native.cpu is not None and _draws_as_numpy() else _published_by_numpy
+    draw(out, random, mean, std, seed)
+
+
+def _published_by_numpy(out: torch.Tensor, random: torch.Tensor, mean, std, seed: int) -> None:
+    """out[random] = RandomState(seed).normal(mean, std, out.shape)[random], a block of rows at a time."""
+    stream = np.random.RandomState(seed)
+    bounds = np.searchsorted(random.numpy(), np.arange(0, len(out) + ROWS_PER_STREAM, ROWS_PER_STREAM))
+    for block, (begin, end) in enumerate(pairwise(bounds.tolist())):
+        rows = random[begin:end]
+        draws = stream.normal(mean, std, (min(ROWS_PER_STREAM, len(out) - block * ROWS_PER_STREAM), len(mean)))
+        out[rows] = torch.from_numpy(draws[rows.numpy() - block * ROWS_PER_STREAM]).float()
+
+
+def _published_natively(out: torch.Tensor, random: torch.Tensor, mean, std, seed: int) -> None:
+    key = np.random.RandomState(seed).get_state(legacy=False)["state"]["key"].view(np.int32)
+    kept = torch.zeros(len(out), dtype=torch.uint8)
+    kept[random] = 1
+    columns = (torch.from_numpy(values.astype(np.float64)) for values in (mean, std))
+    _native.cpu.legacy_normal_rows(torch.from_numpy(key), kept, *columns, out, torch.get_num_threads())
+
+
+@cache
+def _draws_as_numpy() -> bool:
+    """Whether the last bits are numpy's, which a compiler that contracts products and sums would change."""
+    rows, columns = torch.arange(512), np.linspace(-1.5, 2.5, 32, dtype=np.float32)
+    found = torch.empty(2, len(rows), len(columns))
+    for out, draw in zip(found, (_published_natively, _published_by_numpy), strict=True):
+        draw(out, rows, columns, np.abs(columns), 114514)
+    return torch.equal(*found)
 
 
 DRAWS = {"normal": _normal, "gaussian": _gaussian, "mean": _mean, "published": _published}

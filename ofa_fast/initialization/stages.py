@@ -10,7 +10,7 @@ import torch
 
 from ofa_fast.initialization import arguments, report, tokenization
 from ofa_fast.initialization.cache import Cache, key_of
-from ofa_fast.initialization.matching import Vocabulary, match, match_vocabularies, read_vocabulary
+from ofa_fast.initialization.matching import Vocabulary, match, published_match, read_vocabulary
 from ofa_fast.initialization.neighbors import nearest
 from ofa_fast.initialization.sharing import Processes
 from ofa_fast.initialization.subwords import subword_vectors
@@ -27,10 +27,7 @@ def vocabularies(source_tokenizer, target_tokenizer, parity: bool) -> tuple[Voca
 
 def matched(source: Vocabulary, target: Vocabulary, parity: bool, copies: str, fuzzy: bool) -> np.ndarray:
     """The source token of each target token that is copied, else -1."""
-    if parity:
-        found = match_vocabularies(source.tokenizer, target.tokenizer, parity=True, fuzzy=fuzzy)
-    else:
-        found = match(source, target, fuzzy)
+    found = (published_match if parity else match)(source, target, fuzzy)
     if copies == "special":
         other = np.ones(len(found), dtype=bool)
         other[list(tokenization.special_ids(target.tokenizer))] = False
@@ -71,10 +68,12 @@ class Stages:
             self.cache.write(stage, found, tensors)
         return tensors, found
 
-    def subwords(self, tokenizer, languages: set[str] | None, name: str, part: slice) -> tuple[torch.Tensor, str]:
+    def subwords(
+        self, vocabulary: Vocabulary, languages: set[str] | None, name: str, part: slice
+    ) -> tuple[torch.Tensor, str]:
         def make() -> dict[str, torch.Tensor]:
             made = subword_vectors(
-                tokenizer,
+                vocabulary.tokenizer,
                 self.word_vectors,
                 languages=languages,
                 parity=self.parity,
@@ -85,11 +84,12 @@ class Stages:
                 cache=self.cache,
                 columns=self.columns,
                 word_weights=self.word_weights,
+                size=len(vocabulary.tokens),
             )
             return {"vectors": torch.from_numpy(made)}
 
         key = self.cache and [
-            tokenization.sha256(tokenizer),
+            tokenization.sha256(vocabulary.tokenizer),
             self.word_vectors_sha256,
             None if languages is None else sorted(languages),
             self.parity,

@@ -109,7 +109,7 @@ class _Encoder:
 
     def _tokenise(self, words: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.encode is None:
-            self.encode = tokenization.batch_encoder(self.tokenizer)
+            self.encode = tokenization.batch_encoder(self.tokenizer, 3 * len(self.words.words))
         texts = list(map(published_spellings, words)) if self.kept is None else texts_of(words, self.kept)
         ids, id_starts = self.encode(list(chain.from_iterable(texts)))
         return ids, id_starts, _starts(list(map(len, texts)))
@@ -167,6 +167,7 @@ def subword_vectors(
     cache=None,
     columns=None,
     word_weights=None,
+    size=None,
 ) -> np.ndarray:
     """The vector of every subword s: the mean of the vectors of the words that contain it.
 
@@ -187,6 +188,7 @@ def subword_vectors(
         columns: of the d, how many are summed at a time, by default all; each time the words are tokenised anew, or
             come from the cache.
         word_weights: [W] float32, f; by default 1 each. Not with ``parity``.
+        size: V, where it is known.
 
     Returns:
         [V, d], V the largest id + 1: float32, float64 with ``parity``; summed in float64 either way, deterministic.
@@ -202,9 +204,9 @@ def subword_vectors(
     vectors = word_vectors.vectors
     words = _words_of(tokenizer, word_vectors, languages, parity)
     encoder = _Encoder(tokenizer, words, parity, cache)
-    size, dim = len(tokenization.tokens_by_id(tokenizer)), vectors.shape[1]
+    size, dim = size or len(tokenization.tokens_by_id(tokenizer)), vectors.shape[1]
     if parity:
-        return published_means(_occurrences(encoder, progress, name, processes), vectors, size)
+        return published_means(_occurrences(encoder, progress, name, processes), words, vectors, size)
     begin, end, _ = part.indices(size)
     special = [i - begin for i in tokenization.special_ids(tokenizer) if begin <= i < end]
     out = np.empty((end - begin, dim), dtype=np.float32)

@@ -17,6 +17,7 @@ from ofa_fast.initialization.unigram import native_unigram
 
 TEXTS_PER_BATCH = 64
 TEXTS_AT_ONCE = 32_768
+TEXTS_WORTH_A_NATIVE_MODEL = 250_000
 _PROBES = ("water", "ὕδωρ", "вода", "ջուր", "पानी", "水", "su2", "l'eau", "x-y")
 
 
@@ -62,27 +63,40 @@ def whole_texts(tokenizer) -> Iterator[None]:
             backend.enable_padding(**padding)
 
 
-def batch_encoder(tokenizer) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
+def batch_encoder(tokenizer, expected: int | None = None) -> Callable[[Sequence[str]], tuple[np.ndarray, np.ndarray]]:
     """A function of texts: their ids without special tokens in a row, int64, and [len(texts) + 1] offsets into them.
 
     A Rust tokenizer takes batches on all its threads. Most of its time on a single word is not spent on the word, so
     many are joined by a token of their own, at which it cuts text before it does anything else. A unigram model is run
-    natively. Where either changes what is found in a few probes, each text goes alone.
+    natively, unless so few texts are ``expected`` that this would take longer to set up than it saves. Where either
+    changes what is found in a few probes, each text goes alone.
     """
     if not is_rust(tokenizer):
         return lambda texts: flat(tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else [])
-    backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-    backend.no_truncation()
-    backend.no_padding()
+    backend = _of_same_model(tokenizer.backend_tokenizer)
 
     def alone(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         return flat([encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)])
 
-    native = native_unigram(backend)
+    native = native_unigram(backend) if expected is None or expected >= TEXTS_WORTH_A_NATIVE_MODEL else None
     if native is not None and _same(native, alone, [*_probes(), *_spoken(backend)]):
         return lambda texts: native(texts) or alone(texts)
     joined = _joined(backend, alone)
     return joined if _same(joined, alone, _probes()) else alone
+
+
+def _of_same_model(backend: Tokenizer) -> Tokenizer:
+    """A tokenizer that shares the model, which is large, and neither truncates nor pads; its settings are its own."""
+    other = Tokenizer(backend.model)
+    other.normalizer, other.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
+    added = backend.get_added_tokens_decoder()
+    other.add_tokens(list(added.values()))
+    if repr(other.get_added_tokens_decoder()) == repr(added):
+        return other
+    other = Tokenizer.from_str(backend.to_str())
+    other.no_truncation()
+    other.no_padding()
+    return other
 
 
 def _probes() -> list[str]:
