@@ -155,7 +155,10 @@ def _mixed(queries: torch.Tensor, keys: torch.Tensor, rows: torch.Tensor, progre
 
 def _token_level(model: FastText) -> Callable[[list[str]], np.ndarray]:
     def vectors(tokens: list[str]) -> np.ndarray:
-        return model.vectors(tokens) * (model.index(tokens) >= 0)[:, None]
+        known = model.index(tokens) >= 0
+        out = np.zeros((len(tokens), model.dim), dtype=np.float32)
+        out[known] = model.vectors([token for token, is_known in zip(tokens, known, strict=True) if is_known])
+        return out
 
     return vectors
 

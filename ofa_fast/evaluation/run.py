@@ -6,10 +6,10 @@ import inspect
 import os
 import time
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import transformers
 
 import ofa_fast
 from ofa_fast.evaluation.classification import prepare as classification
@@ -130,4 +130,4 @@ def _groups(summary: dict, draws: dict, source: str) -> dict:
 
 
 def _versions() -> dict[str, str]:
-    return {"ofa-fast": ofa_fast.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
+    return {"ofa-fast": ofa_fast.__version__, "torch": torch.__version__, "transformers": version("transformers")}

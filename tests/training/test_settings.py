@@ -51,7 +51,7 @@ def test_every_argument_of_train_is_on_the_command_line():
         "--device cpu --fsdp --country DEU --estimate --resume --overwrite"
     )
     args = _parser().parse_args(line.split())
-    left = {"max_grad_norm", "keep_checkpoints", "log_steps", "progress"}
+    left = {"max_grad_norm", "keep_checkpoints", "log_steps", "progress", "milestones", "at_milestone", "energy_of"}
     assert set(vars(args)) - {"run", "debug", "estimate"} == set(PARAMETERS) - left
 
 
