@@ -51,6 +51,8 @@ TRAINING = {"batch_size": 8, "max_length": 64, "temperature": 2.0, "save_steps":
 RECIPES = (
     "ofa",
     *("ofa:vectors=unlinked", "ofa:vectors=tenth"),
+    *("ofa:copied_share=0.75", "ofa:copied_share=0.5", "ofa:copied_share=0.25", "ofa:copied_share=0"),
+    "ofa:word_weights=rank",
     *("ofa:neighbors=1", "ofa:neighbors=3", "ofa:neighbors=30"),
     *("ofa:temperature=0.05", "ofa:temperature=0.2"),
     *("wechsel", "focus", "random", "mean", "gaussian"),
@@ -79,7 +81,7 @@ FULL = Size(
     (50,),
     64,
     ("mean", "gaussian"),
-    (("wechsel", 100), ("focus", 100), ("ofa", 200)),
+    (("ofa:copied_share=0.5", 100), ("wechsel", 100), ("focus", 100), ("ofa", 200)),
     {"learning_rate": 5e-5, "warmup_steps": 30},
 )
 SEEDS = (0, 1, 2)
@@ -175,7 +177,10 @@ def arms_of_source(seeds, steps, baselines, extra) -> list[Arm]:
 def tasks_of(data: Path, verses: Path, texts: dict[str, Path], pairs: int) -> list[Task]:
     """Retrieval from English into the languages of the Bibles: verses at every point, other texts at the ends."""
     options = {"max_pairs": pairs, "k": (1, 5, 10), "layer": -1}
-    found = [Task("retrieval", verses, "verses", options=options)]
+    names = [
+        path.stem for path in sorted(verses.glob("*.txt")) if path.stem != "eng" and path.read_text("utf-8").split()
+    ]
+    found = [Task("retrieval", verses, "verses", options={**options, "languages": names})]
     if (data / "sib200").is_dir():
         names = [p.name for p in (data / "sib200").iterdir() if p.is_dir() and p.name != "eng_Latn"]
         names = sorted(name for name in names if ISO.get(name[:3], name[:3]) in texts)
@@ -208,8 +213,11 @@ class Prepared:
         self.held_out, loss = np.flatnonzero(np.isin(books, HELD_OUT)), np.flatnonzero(np.isin(books, LOSS))
         self.seen = np.flatnonzero(~np.isin(books, HELD_OUT + LOSS))
         self.verses = self._texts("verses", self.held_out, aligned=True)
-        self.train_files = sorted(self._texts("train", self.seen).glob("*.txt"))
-        self.loss_files = sorted(self._texts("loss", loss).glob("*.txt"))
+        self.train_files, self.loss_files = (
+            # Not every language has every book.
+            [file for file in sorted(folder.glob("*.txt")) if file.stat().st_size]
+            for folder in (self._texts("train", self.seen), self._texts("loss", loss))
+        )
 
     def _texts(self, name: str, lines: np.ndarray, aligned: bool = False) -> Path:
         """The chosen lines of all languages; without those that are empty, unless they must stay aligned."""

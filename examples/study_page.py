@@ -52,9 +52,10 @@ Models get the vocabulary of other languages by OFA and by its rivals, are train
 and after. `ofa-fast compare` does the same on your own data ([how](compare.md))."""
 SETUP = """\
 James and 1 Peter are held out for retrieval and Titus for the loss: neither word vectors nor tokenizer nor training
-sees them. Scores are accuracies of finding the translation of an English sentence and the other way round; the loss
-is that of masked tokens. A source without a masked-language-model head gets a neutral one whose bias is the logarithm
-of each token's frequency, the same for all arms."""
+sees them; a language without these books is learned, but not measured on them. Scores are accuracies of finding the
+translation of an English sentence and the other way round; the loss is that of masked tokens. A source without a
+masked-language-model head gets a neutral one whose bias is the logarithm of each token's frequency, the same for all
+arms."""
 RECIPES = """\
 At rank 100, before training. *unlinked*: word vectors without links to translations; *tenth*: from a tenth of the
 verses; the default is k = 10 neighbours at temperature 0.1. Differences are from OFA as it is, with 95 % bootstrap

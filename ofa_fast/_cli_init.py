@@ -56,6 +56,13 @@ def register(_commands, subparser) -> None:
         choices=("rank",),
         help="rank: a word counts as 1 / its place in its language (default: alike)",
     )
+    add(
+        "--copied-share",
+        type=float,
+        default=1.0,
+        metavar="C",
+        help="of a shared token's row in its new row; the rest is mixed as that of other tokens (default: 1)",
+    )
     add("--seed", type=int, default=114514, help="of the random rows (default: 114514)")
     add("--parity", action="store_true", help="reproduce the published implementation, its quirks included")
     add(
@@ -147,6 +154,7 @@ def _run(args, group) -> None:
             memory=args.memory,
             fuzzy=not args.exact,
             word_weights=args.word_weights,
+            copied_share=args.copied_share,
         )
         if not first:
             return

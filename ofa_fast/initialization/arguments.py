@@ -89,6 +89,15 @@ def word_weights_of(word_weights, word_vectors, parity: bool) -> np.ndarray | No
     return weights
 
 
+def copied_share_of(copied_share, method: str, parity: bool) -> float:
+    if not 0 <= copied_share <= 1:
+        raise ValueError(f"copied_share must lie in [0, 1], got {copied_share}")
+    if copied_share != 1 and (parity or method != "ofa"):
+        given = "parity=True" if parity else f'method="{method}"'
+        raise ValueError(f'copied_share={copied_share} is for method="ofa" without parity, got {given}')
+    return float(copied_share)
+
+
 def language_codes(languages: Iterable[str] | None) -> set[str] | None:
     if isinstance(languages, str):
         raise TypeError(f"languages must be a list of codes, got the string {languages!r}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ofa_fast.initialization.result import COPIED, ORIGINS, SIMILAR, Initialization
+from ofa_fast.initialization.result import COPIED, ORIGINS, RANDOM, Initialization
 
 WORDS_SHOWN = 12
 
@@ -44,8 +44,10 @@ def explain(result: Initialization, index: int, words: list[str] | None = None) 
     lines = [f"{result.target_tokens[index]}   id {index}, {ORIGINS[origin]}"]
     if origin == COPIED:
         source = int(result.sources[index])
-        lines.append(f"  the row of the source's {_name(result, source)} (id {source})")
-    elif origin == SIMILAR:
+        share = 1 - float(result.weights[index].sum())
+        times = "" if share > 0.999 else f"{share:.3f} x "
+        lines.append(f"  {times}the row of the source's {_name(result, source)} (id {source})")
+    if result.weights[index].any():
         lines.append(f"  {'weight':>8}  {'cosine':>6}  source token")
         cosines = result.similarities[index].tolist() if result.similarities is not None else None
         for place, (source, weight) in enumerate(
@@ -54,7 +56,7 @@ def explain(result: Initialization, index: int, words: list[str] | None = None) 
             if source >= 0 and weight > 0:
                 cosine = f"{cosines[place]:6.3f}" if cosines else "     –"
                 lines.append(f"  {weight:8.3f}  {cosine}  {_name(result, source)} (id {source})")
-    else:
+    elif origin == RANDOM:
         lines.append("  neither copied nor reached by a word of the vectors")
     if words:
         more = f" and {len(words) - WORDS_SHOWN:,} more" if len(words) > WORDS_SHOWN else ""

@@ -40,6 +40,7 @@ def initialize(
     memory: int | str | None = None,
     fuzzy: bool = True,
     word_weights: str | Sequence[float] | np.ndarray | None = None,
+    copied_share: float = 1.0,
 ) -> Initialization | list[Initialization] | None:
     """Initialise a table for ``target_tokenizer`` from the table of ``source_tokenizer``.
 
@@ -83,6 +84,8 @@ def initialize(
         word_weights: how much each word counts in the mean that is a subword's vector. By default all alike; "rank":
             1 / its place among the words of its language, an estimate of its frequency where files are sorted by it;
             or a number above 0 for each of ``word_vectors``, such as its count. Not with ``parity``.
+        copied_share: c in [0, 1], for "ofa": the row of a copied token with a subword vector, unless it is special, is
+            c F[s] + (1 - c) Σ_s w_s F[s], as if it were both. Not with ``parity``.
 
     Returns:
         One ``Initialization``, or a list of them for a list of ranks; all tensors on the CPU. None on all processes of
@@ -100,6 +103,7 @@ def initialize(
     ranks = arguments.ranks_of(rank)
     how = arguments.method_of(method, neighbors, temperature, weighting, word_vectors, seed, parity)
     languages = arguments.language_codes(source_languages), arguments.language_codes(target_languages)
+    share = arguments.copied_share_of(copied_share, method, parity)
     of_words = arguments.word_weights_of(word_weights, word_vectors if how.keys else None, parity)
     processes, kept = Processes(group), opened(cache)
     budget = None if memory is None else parse_memory(memory)
@@ -154,15 +158,21 @@ def initialize(
         with report.timed(seconds, "neighbor_search"):
             # The published search ranks sources without a vector too, with cosine 0.
             keys = torch.ones(len(key_vectors), dtype=torch.bool) if parity else key_vectors.ne(0).any(1)
-            queries = (queries & (sources[: len(queries)] < 0)).nonzero().flatten()
+            mixed = sources[: len(queries)] < 0
+            if share < 1:
+                special = torch.tensor(sorted(tokenization.special_ids(target_tokenizer)), dtype=torch.int64)
+                mixed |= ~torch.isin(torch.arange(part.start, part.start + len(mixed)), special)
+            queries = (queries & mixed).nonzero().flatten()
             if keys.any():
                 keys = keys.nonzero().flatten()
                 scores, among = stages.neighbors(
                     target_vectors, queries, key_vectors, keys, how.neighbors, table.device, [target_key, source_key]
                 )
-                origin[queries] = SIMILAR
+                copies = origin[queries] == COPIED
+                origin[queries[~copies]] = SIMILAR
                 found[queries] = torch.where(among >= 0, key_rows[keys][among.clamp_min(0)], -1)
                 weights[queries] = weigh(scores, how.temperature, how.weighting)
+                weights[queries[copies]] *= 1 - share
                 similarities[queries] = torch.where(among >= 0, scores, 0.0).to(similarities.dtype)
             del key_vectors, target_vectors
 
@@ -190,6 +200,7 @@ def initialize(
             "temperature": how.temperature,
             "weighting": how.weighting,
             "fuzzy": fuzzy,
+            "copied_share": share,
             "word_weights": word_weights if word_weights is None or isinstance(word_weights, str) else "given",
             "seed": int(seed),
             "counts": counts,

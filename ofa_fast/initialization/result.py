@@ -34,7 +34,7 @@ class Initialization:
     coordinates: torch.Tensor  # [Vt, R] float32
     basis: torch.Tensor | None  # [R, D] float32; None at full rank
     origin: torch.Tensor  # [Vt] uint8: 0 copied, 1 similar, 2 random
-    neighbors: torch.Tensor  # [Vt, k] int64: source ids of a similar row, nearest first; -1 where none
+    neighbors: torch.Tensor  # [Vt, k] int64: source ids that a row is mixed of, nearest first; -1 where none
     weights: torch.Tensor  # [Vt, k] float32: their weights; 0 where none
     sources: torch.Tensor  # [Vt] int64: the source id of a copied row; -1 where none
     bias: torch.Tensor | None  # [Vt] float32: the output bias of each token

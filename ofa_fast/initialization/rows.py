@@ -25,22 +25,28 @@ def target_rows(
 ) -> torch.Tensor:
     """[Vt, R] from ``table`` [Vs, R]; random rows as ``DRAWS[rest]`` makes them.
 
-    A similar row is ``(weights[:, :, None] * table[neighbors]).sum(1)``, without the [n, k, R] product. Where these are
-    a part of a larger table, ``first_row`` is where it begins there.
+    A similar row is ``(weights[:, :, None] * table[neighbors]).sum(1)``, without the [n, k, R] product; a copied row is
+    this and, for what the weights lack of 1, its source's. Where these are a part of a larger table, ``first_row`` is
+    where it begins there.
     """
     out = torch.empty(len(origin), table.shape[1])
     copied, similar, random = ((origin == kind).nonzero().flatten() for kind in (COPIED, SIMILAR, RANDOM))
     out[copied] = table[sources[copied].to(table.device)].cpu()
+    blended = copied[weights[copied].any(1)]
     if len(similar):
-        out[similar] = functional.embedding_bag(
-            neighbors[similar].clamp_min(0).to(table.device),
-            table,
-            per_sample_weights=weights[similar].to(table.device),
-            mode="sum",
-        ).cpu()
+        out[similar] = _mixed(table, neighbors[similar], weights[similar])
+    if len(blended):
+        rest_of_one = 1 - weights[blended].sum(1, keepdim=True)
+        out[blended] = rest_of_one * out[blended] + _mixed(table, neighbors[blended], weights[blended])
     if len(random):
         DRAWS[rest](out, random, table, seed, first_row)
     return out
+
+
+def _mixed(table: torch.Tensor, neighbors: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    return functional.embedding_bag(
+        neighbors.clamp_min(0).to(table.device), table, per_sample_weights=weights.to(table.device), mode="sum"
+    ).cpu()
 
 
 def _mean(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))  # for `matching_table`, under --import-mode=importlib
 from matching_table import KINDS, ROOT, committed, compare, tokenizer_of
 
+from ofa_fast.initialization import initialize, match_vocabularies
 from ofa_fast.initialization.tokenization import batch_encoder
 
 LANGUAGES = sorted(path.stem for path in (ROOT / "examples" / "data" / "bible").glob("*.txt"))
@@ -46,3 +48,16 @@ def test_words_encoded_together_have_the_ids_that_they_have_alone(kind):
     alone = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
     assert [ids[begin:end].tolist() for begin, end in pairwise(offsets)] == alone
     assert np.all(np.diff(offsets) >= 0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_padded_table_and_ids_with_gaps_serve_any_kind(kind):
+    source, target = tokenizer_of("whole words"), tokenizer_of(kind)
+    size = max(source.get_vocab().values()) + 1
+    table = torch.randn(size + 13, 4)
+    rows = max(target.get_vocab().values()) + 1
+    made = initialize(table, source, target, None, rank=None, method="mean", target_rows=rows + 7)
+    found = torch.from_numpy(match_vocabularies(source, target))
+    assert torch.equal(made.sources[:rows], found) and (made.sources[rows:] == -1).all()
+    assert torch.equal(made.coordinates[:rows][found >= 0], table[found[found >= 0]])
+    assert torch.allclose(made.coordinates[rows:], table[:size].mean(0).expand(7, 4))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from ofa_fast.initialization import initialize, match_vocabularies, plan, subword_vectors
+from ofa_fast.initialization.explain import explain
 from ofa_fast.initialization.methods import METHODS, sparsemax
 from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
 from ofa_fast.initialization.tokenization import special_ids
@@ -152,6 +153,12 @@ def test_words_may_count_by_their_rank_or_their_count(inputs):
         ({"method": "ofam"}, "method must be one of ofa, wechsel, focus, mean, gaussian, random, got 'ofam'"),
         ({"method": "focus", "parity": True}, "parity=True takes the methods of the published implementation"),
         ({"word_weights": "log"}, "word_weights must be \"rank\", a number for each word or None, got 'log'"),
+        ({"copied_share": 1.5}, r"copied_share must lie in \[0, 1\], got 1.5"),
+        (
+            {"copied_share": 0.5, "method": "focus"},
+            'copied_share=0.5 is for method="ofa" without parity, got method="focus"',
+        ),
+        ({"copied_share": 0.5, "parity": True}, "copied_share=0.5 is for .* got parity=True"),
         ({"word_weights": [1.0]}, r"word_weights must be \[1200\], a number for each word, got \[1\]"),
         ({"word_weights": [0.0] * 1200}, "word_weights must be above 0 and finite, but that of 'the' is not"),
         ({"word_weights": "rank", "parity": True}, "word_weights: the published implementation weighs all words alike"),
@@ -163,3 +170,28 @@ def test_what_cannot_be_done_is_refused(inputs, options, message):
         initialize(*inputs, rank=None, **options)
     with pytest.raises(ValueError, match='method="wechsel" needs word vectors; mean, gaussian, random do without'):
         initialize(*inputs[:3], None, method="wechsel")
+
+
+@pytest.mark.parametrize("rank", [None, 5])
+@pytest.mark.parametrize("share", [0.0, 0.25])
+def test_shared_rows_are_partly_mixed(inputs, share, rank):
+    bias = torch.linspace(-1, 1, len(inputs[0]))
+    whole = initialize(*inputs, rank=rank, source_bias=bias)
+    wechsel = initialize(*inputs, rank=rank, source_bias=bias, method="wechsel")
+    result = initialize(*inputs, rank=rank, source_bias=bias, copied_share=share)
+    blended = (whole.origin == COPIED) & (wechsel.origin == SIMILAR)
+    assert torch.equal(result.origin, whole.origin) and torch.equal(result.sources, whole.sources)
+    assert 50 < blended.sum() < (whole.origin == COPIED).sum()
+    for name in ("coordinates", "bias"):
+        made, copied, mixed = (getattr(own, name) for own in (result, whole, wechsel))
+        assert torch.equal(made[~blended], copied[~blended])
+        expected = share * copied[blended] + (1 - share) * mixed[blended]
+        torch.testing.assert_close(made[blended], expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(result.weights[blended], (1 - share) * wechsel.weights[blended])
+    assert result.report["copied_share"] == share
+    shown = explain(result, int(blended.nonzero()[0]))
+    assert "the row of the source's" in shown and "cosine" in shown
+
+
+def test_all_of_a_shared_row_is_the_default(inputs, results):
+    assert torch.equal(initialize(*inputs, rank=None, copied_share=1).coordinates, results["ofa"].coordinates)
