@@ -5,6 +5,7 @@
 #include "factorized_cross_entropy/factorized_cross_entropy.h"
 #include "factorized_embedding/factorized_embedding.h"
 #include "isa.h"
+#include "pickle_scan.h"
 #include "subword_sums.h"
 #include "tensor.h"
 #include "topk_similarity/topk_similarity.h"
@@ -60,6 +61,7 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("isa", [] { return ofa::isa_names[static_cast<int>(ofa::isa())]; });
   module.def("best_isa", [] { return ofa::isa_names[static_cast<int>(ofa::best_isa())]; });
   module.def("set_isa", &ofa::set_isa, py::arg("name"));
+  module.def("pickle_scan", &ofa::pickle_scan::scan, release());
   module.def("subword_sums_add", &ofa::subword_sums::add, release());
   module.def("unigram_build_trie", &ofa::unigram::build_trie, release());
   module.def("unigram_encode", &ofa::unigram::encode, release());
