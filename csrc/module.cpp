@@ -6,6 +6,7 @@
 #include "factorized_embedding/factorized_embedding.h"
 #include "isa.h"
 #include "legacy_normal.h"
+#include "pickle_scan.h"
 #include "subword_sums.h"
 #include "tensor.h"
 #include "topk_similarity/topk_similarity.h"
@@ -62,6 +63,7 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("best_isa", [] { return ofa::isa_names[static_cast<int>(ofa::best_isa())]; });
   module.def("set_isa", &ofa::set_isa, py::arg("name"));
   module.def("legacy_normal_rows", &ofa::legacy_normal::rows, release());
+  module.def("pickle_scan", &ofa::pickle_scan::scan, release());
   module.def("subword_sums_add", &ofa::subword_sums::add, release());
   module.def("subword_sums_add_weighted", &ofa::subword_sums::add_weighted, release());
   module.def("unigram_build_trie", &ofa::unigram::build_trie, release());

@@ -55,6 +55,17 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             raise ValueError(f"{path}: damaged or truncated gzip file: {error}") from error
 
 
+@contextmanager
+def refused_if_damaged(what: str) -> Iterator[None]:
+    """Whatever zipfile and numpy raise on damage becomes a ValueError; that a file is absent stays what it is."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
+            raise
+        raise ValueError(f"{what}: {shorten(str(error), 200)}") from error
+
+
 def check_finite(name: str, words: list[str], vectors: np.ndarray | ByteRows) -> None:
     # In float64, where no product of a scale and a byte overflows.
     largest = vectors.scales[:, None] * np.float64(128) if isinstance(vectors, ByteRows) else None
@@ -129,7 +140,7 @@ def _parse_binary(
     return table.finish()
 
 
-def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+def read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     """An array of the archive; one that announces more than is there is refused before memory is taken for it."""
     info = archive.getinfo(name)
     with archive.open(info) as stream:
@@ -145,21 +156,15 @@ def _read_npy(archive: zipfile.ZipFile, name: str) -> np.ndarray:
 
 def read_npz(path: Path) -> tuple[list[str], np.ndarray, list[str] | None]:
     """``words`` [W] and ``vectors`` [W, d], and ``languages`` [W] if there."""
-    try:
-        with opened(path) as stream:
-            source = io.BytesIO(stream.read()) if path.suffix == ".gz" else stream
-            with zipfile.ZipFile(source) as archive:
-                names = set(archive.namelist())
-                arrays = {
-                    name: _read_npy(archive, f"{name}.npy")
-                    for name in ("words", "vectors", "languages")
-                    if f"{name}.npy" in names
-                }
-    # zipfile and numpy raise whatever a damaged field leads them into.
-    except Exception as error:
-        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
-            raise
-        raise ValueError(f"{path}: not a readable .npz file: {shorten(str(error), 200)}") from error
+    with refused_if_damaged(f"{path}: not a readable .npz file"), opened(path) as stream:
+        source = io.BytesIO(stream.read()) if path.suffix == ".gz" else stream
+        with zipfile.ZipFile(source) as archive:
+            names = set(archive.namelist())
+            arrays = {
+                name: read_npy(archive, f"{name}.npy")
+                for name in ("words", "vectors", "languages")
+                if f"{name}.npy" in names
+            }
     for name in ("words", "vectors"):
         if name not in arrays:
             raise ValueError(f"{path}: expected the arrays 'words' and 'vectors', found no {name!r}")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 import pickle
+import random
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +14,8 @@ import pytest
 from gensim.models import FastText, KeyedVectors
 from gensim.models.fasttext import load_facebook_vectors, save_facebook_model
 
-from ofa_fast.initialization import WordVectors
+from ofa_fast import _native
+from ofa_fast.initialization import WordVectors, _pickle
 
 WORDS = ["water", "Brot", "été", "вода", "ᎠᎹ", "ⲙⲱⲟⲩ", "नमस्ते", "耶稣", "it's", "12:30"]
 VECTORS = np.random.default_rng(7).standard_normal((len(WORDS), 6)).astype(np.float32)
@@ -110,6 +114,107 @@ def test_streams_made_by_hand_are_refused(tmp_path, stream, message):
     path.write_bytes(stream)
     with pytest.raises(ValueError, match=rf"made\.kv: .*{message}"):
         WordVectors.load(path)
+
+
+LONG = (2**32 - 1).to_bytes(4, "little")
+LONGER = (1 << 40).to_bytes(8, "little")
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("native", [False, True], ids=["python", "native"])
+@pytest.mark.parametrize(
+    ("stream", "message"),
+    [
+        (b"]r" + LONG + b".", "byte 3: LONG_BINPUT gives an object the number 4,294,967,295, where there are 2"),
+        (b"]p55257236\n.", "byte 3: PUT gives an object the number 55,257,236, where there are 2"),
+        (b"]p-1\n.", "byte 3: PUT"),
+        (b"B" + LONG + b"x.", "byte 2: BINBYTES announces 4,294,967,295 bytes, but 2 follow"),
+        (b"T" + LONG + b"x.", "byte 2: BINSTRING announces"),
+        (b"X" + LONG + b"x.", "byte 2: BINUNICODE announces"),
+        (b"N\x8b" + LONG + b"x.", "byte 3: LONG4 announces"),
+        (b"\x8e" + LONGER + b"x.", "byte 2: BINBYTES8 announces 1,099,511,627,776 bytes, but 2 follow"),
+        (b"\x8d" + LONGER + b"x.", "byte 2: BINUNICODE8 announces"),
+        (b"\x96" + LONGER + b"x.", "byte 2: BYTEARRAY8 announces"),
+        (b"\x95" + LONGER + b"x.", "byte 2: FRAME announces"),
+        (b"\x8c\x03x.", "byte 2: SHORT_BINUNICODE announces 3 bytes, but 2 follow"),
+        (b"\x8f" * 2_000_000 + b".", "byte 2: EMPTY_SET has no place"),
+        (b"\xff.", "byte 2: .* has no place"),
+        (b"NNN", "byte 5: truncated"),
+        (b"cnumpy\ndtype", "byte 2: truncated: the line of GLOBAL has no end"),
+        (b"J\x01\x02", "byte 2: truncated within BININT"),
+    ],
+)
+def test_what_a_pickle_announces_is_compared_with_what_is_there(tmp_path, monkeypatch, stream, message, native, packed):
+    if not native:
+        monkeypatch.setattr(_native, "cpu", None)
+    path = tmp_path / f"huge.wv{'.gz' * packed}"
+    data = b"\x80\x04" + stream
+    path.write_bytes(gzip.compress(data) if packed else data)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ValueError, match=rf"huge\.wv.*: {message}"):
+        WordVectors.load(path)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 30 << 10
+
+
+@pytest.mark.skipif(_native.cpu is None, reason="without the native scan there is nothing to compare")
+def test_the_native_scan_stops_where_the_python_one_does(tmp_path, monkeypatch):
+    rng = random.Random(0)
+    path = tmp_path / "mutated.wv"
+    verdicts = []
+    for number in range(600):
+        saved = keyed_vectors()
+        whole = bytearray(pickle.dumps(saved, protocol=number % 6))
+        for _ in range(rng.choice([0, 1, 1, 3])):
+            at = rng.randrange(len(whole))
+            whole[at : at + rng.randrange(3)] = rng.choice([b"r", b"p", LONG, b"X", b"\n", b"7", rng.randbytes(2)])
+        path.write_bytes(whole)
+        found = []
+        for native in (_native.cpu, None):
+            with monkeypatch.context() as patch, open(path, "rb") as stream:
+                patch.setattr(_native, "cpu", native)
+                try:
+                    _pickle._check_opcodes(stream)
+                    found.append(None)
+                except ValueError as error:
+                    found.append(str(error))
+        with open(path, "rb") as stream:
+            place, before = _pickle._scan(np.frombuffer(bytearray(whole), dtype=np.uint8))
+            stream.seek(place)
+            if found[1] is None:
+                assert _pickle._check_opcode(stream, len(whole), before)
+            else:
+                assert f"byte {place:,}: " in found[1]
+        assert found[0] == found[1], bytes(whole)
+        verdicts.append(found[0] is None)
+    assert 100 < sum(verdicts) < 500
+
+
+@pytest.mark.parametrize("attribute", ["index_to_key", "vectors", "__numpys"])
+@pytest.mark.parametrize(
+    "value", [1, "text", None, {"a": 1}, np.float32(1), np.zeros(3)], ids=lambda v: type(v).__name__
+)
+def test_attributes_of_other_kinds_are_refused(tmp_path, attribute, value):
+    saved = keyed_vectors()
+    setattr(saved, attribute, value)
+    path = tmp_path / "strange.wv"
+    path.write_bytes(pickle.dumps(saved, protocol=4))
+    if attribute == "__numpys":
+        assert WordVectors.load(path).words == WORDS
+        return
+    with pytest.raises(ValueError, match=r"strange\.wv: "):
+        WordVectors.load(path)
+
+
+def test_a_damaged_zipped_side_array_is_refused(tmp_path):
+    keyed_vectors().save(str(tmp_path / "a.kv.gz"), separately=["vectors"])
+    side = tmp_path / "a.kv.gz.vectors.npz"
+    whole = side.read_bytes()
+    for at in range(0, len(whole), 7):
+        side.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        try:
+            assert WordVectors.load(tmp_path / "a.kv.gz").words == WORDS
+        except ValueError as error:
+            assert "a.kv.gz: " in str(error)
 
 
 def test_a_pickle_changes_nothing_for_the_next(tmp_path):
