@@ -151,7 +151,7 @@ def test_python_tokenizer_of_many_words_warns(tokenizers):
 def test_spellings_that_read_the_same_are_encoded_once(tokenizers, word_vectors, monkeypatch):
     encoded: list[str] = []
 
-    def batch_encoder(tokenizer, plain=tokenization.batch_encoder):
+    def batch_encoder(tokenizer, expected=None, plain=tokenization.batch_encoder):
         def encode(texts):
             encoded.extend(texts)
             return plain(tokenizer)(texts)
