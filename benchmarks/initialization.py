@@ -57,7 +57,7 @@ def ours(args: argparse.Namespace) -> dict:
         from ofa_fast import WordVectors, initialize
     torch.set_num_threads(args.threads)
     with stages("read vectors"):
-        vectors = WordVectors.load(args.vectors)
+        vectors = WordVectors.load(args.vectors, folder=Path(args.vectors).parent if args.memory else None)
     with stages("read model and tokenizers"):
         tokenizers, table = _tokenizers(args.source, args.target), _table(args.source)
     table = table[: len(tokenizers[0])] if args.parity else table

@@ -68,7 +68,11 @@ def register(_commands, subparser) -> None:
     add(
         "--export-npy", action="store_true", help="write the matrices as the published implementation's .npy files, too"
     )
-    add("--memory", metavar="SIZE", help="the most to hold at a time, such as 8GB (default: no bound)")
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="the most to hold at a time, such as 8GB; word vectors of text then wait on the disk (default: no bound)",
+    )
     add(
         "--cache",
         type=Path,
@@ -125,7 +129,11 @@ def _run(args, group) -> None:
     config = AutoConfig.from_pretrained(args.source)
     source_tokenizer = AutoTokenizer.from_pretrained(args.source)
     target_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
-    vectors = WordVectors.load(args.vectors, language=args.language) if args.vectors else None
+    # With a bound on memory, rows that would have to be held in it wait on the disk.
+    folder = args.out.absolute().parent if args.memory else None
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+    vectors = WordVectors.load(args.vectors, args.language, folder=folder) if args.vectors else None
     cache = _cache(args)
     _print_plan(args, config, (source_tokenizer, target_tokenizer), vectors, group, cache)
     if args.dry_run:

@@ -26,6 +26,7 @@ from transformers import (
 
 from ofa_fast import WordVectors
 from ofa_fast.cli import main
+from ofa_fast.initialization.subwords import is_mapped
 
 BIBLE = Path(__file__).parents[1] / "examples" / "data" / "bible"
 LANGUAGES = ("eng", "deu", "chr")
@@ -244,6 +245,21 @@ def test_init_refuses_a_memory_that_is_too_small(place, tmp_path, capsys):
     assert "memory is 5 MB, but at least" in refusal([*given, "5MB"], capsys)
     assert "memory must be a size such as 8GB" in refusal([*given, "much"], capsys)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_bound_on_memory_leaves_the_rows_of_text_on_the_disk(place, tmp_path, monkeypatch):
+    words = WordVectors.load(place / "vectors.safetensors")
+    lines = (f"{key} {' '.join(map(repr, row))}" for key, row in zip(words.keys, words.vectors.tolist(), strict=True))
+    (tmp_path / "words.vec").write_text("\n".join([f"{len(words)} {words.vectors.shape[1]}", *lines, ""]), "utf-8")
+    loaded, load = [], WordVectors.load
+    monkeypatch.setattr(WordVectors, "load", lambda *args, **kw: loaded.append(load(*args, **kw)) or loaded[-1])
+    options = ["--rank", "8", "--no-cache", "--vectors", str(tmp_path / "words.vec")]
+    for name, bound in (("held", []), ("bounded", ["--memory", "100GB"])):
+        assert main(init(place, tmp_path / name, *options, *bound)) == 0
+    assert [is_mapped(own.vectors) for own in loaded] == [False, True]
+    held, bounded = (load_file(tmp_path / name / "model.safetensors") for name in ("held", "bounded"))
+    assert all(torch.equal(held[name], bounded[name]) for name in held)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bounded", "held", "words.vec"]
 
 
 def test_init_keeps_what_exists_unless_told(place, tmp_path, capsys):

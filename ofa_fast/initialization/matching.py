@@ -251,7 +251,7 @@ def _match_roles(source_tokenizer, target_tokenizer) -> dict[int, int]:
 
 
 def published_texts(tokenizer, tokens: list[str | None] | None = None) -> dict[str, int]:
-    """Standard text -> id; of several ids with one text, the highest stays. ``tokens``: those by id, if they are known."""
+    """Standard text -> id; of several ids with one text, the highest stays. ``tokens`` are those by id, if known."""
     tokens = tokens_by_id(tokenizer) if tokens is None else tokens
     order = [index for index, token in enumerate(tokens) if token is not None]
     joined = _BETWEEN.join(["", *(tokens[index] for index in order)])

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 import torch
 
+from ofa_fast import _native
 from ofa_fast.initialization import initialize
 from ofa_fast.initialization import neighbors as search
 from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
+from ofa_fast.initialization.rows import _published_by_numpy, _published_natively
 
 DIM, K, T, SEED = 24, 10, 0.1, 114514
 
@@ -138,3 +140,19 @@ def test_float64_search_decides_what_float32_cannot(monkeypatch, extra):
     distinct = (expected.values[:, :5] - expected.values[:, 1:6] > 1e-14).all(1)
     assert distinct.any()
     assert torch.equal(indices[distinct], expected.indices[distinct, :5])
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize(("rows", "width"), [(1, 1), (3, 1), (2000, 7), (700, 100)])
+def test_native_draws_are_those_of_numpy(rows, width, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    rng = np.random.default_rng(rows)
+    mean, std = (rng.standard_normal(width).astype(np.float32) for _ in range(2))
+    std = np.abs(std)
+    expected = np.random.RandomState(7).normal(mean, std, (rows, width))
+    for kept in (np.arange(rows), np.flatnonzero(rng.random(rows) < 0.2), np.array([rows - 1])):
+        for draw in (_published_natively, _published_by_numpy)[_native.cpu is None :]:
+            out = torch.zeros(rows, width)
+            draw(out, torch.from_numpy(kept), mean, std, 7)
+            assert np.array_equal(out[kept].numpy(), expected[kept].astype(np.float32))
+            assert not out[np.setdiff1d(np.arange(rows), kept)].any()
