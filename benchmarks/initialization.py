@@ -66,9 +66,9 @@ def ours(args: argparse.Namespace) -> dict:
         table, *tokenizers, vectors, rank=args.rank, parity=args.parity, cache=args.cache, memory=args.memory
     )
     whole = time.perf_counter() - begin
-    for name, seconds in results[0].report["seconds"].items():
-        stages[name] = seconds if name != "rows" else sum(result.report["seconds"]["rows"] for result in results)
-    stages["rest of initialize"] = max(0.0, whole - sum(results[0].report["seconds"].values()))
+    within = results[0].report["seconds"] | {"rows": sum(result.report["seconds"]["rows"] for result in results)}
+    stages |= within
+    stages["rest of initialize"] = max(0.0, whole - sum(within.values()))
     counts = {name: results[0].report["counts"][name] for name in ("copied", "similar", "random")}
     return {"stages": stages, "counts": counts, "norms": [float(r.coordinates.double().norm()) for r in results]}
 

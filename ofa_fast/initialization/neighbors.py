@@ -42,11 +42,18 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _search64(queries: torch.Tensor, keys: torch.Tensor, k: int):
-    """Top k in float64. A float32 screen keeps a few more; rows that it leaves open, and ties, are done in full."""
+    """Top k in float64. A float32 screen keeps a few more; rows that it leaves open, and ties, are done in full.
+
+    Zero vectors, which have cosine 0, are not screened: they count only where the k-th of the others is not above 0.
+    """
     queries, keys = _unit(queries.numpy()), _unit(keys.numpy())
-    wide = min(k + SCREEN_EXTRA, len(keys))
-    screened, candidates = topk_similarity(torch.from_numpy(queries).float(), torch.from_numpy(keys).float(), wide)
-    candidates = candidates.sort(dim=1).values
+    some = np.flatnonzero(keys.any(axis=1))
+    some = some if len(some) > k else np.arange(len(keys))
+    wide = min(k + SCREEN_EXTRA, len(some))
+    screened, candidates = topk_similarity(
+        torch.from_numpy(queries).float(), torch.from_numpy(keys[some].astype(np.float32)), wide
+    )
+    candidates = torch.from_numpy(some)[candidates].sort(dim=1).values
     rescored = [
         np.einsum("qd,qcd->qc", queries[begin : begin + ROWS_PER_RESCORING], keys[among])
         for begin in range(0, len(queries), ROWS_PER_RESCORING)
@@ -56,7 +63,9 @@ def _search64(queries: torch.Tensor, keys: torch.Tensor, k: int):
     indices = candidates.gather(1, order)
     if k < len(keys):
         unsure = scores[:, k - 1] - scores[:, min(k, wide - 1)] < 1e-12
-        if wide < len(keys):
+        if len(some) < len(keys):
+            unsure |= scores[:, k - 1] < 1e-5
+        if wide < len(some):
             unsure |= scores[:, k - 1] - screened[:, -1] < 1e-5
         for rows in unsure.nonzero().flatten().split(FULL_ROWS_PER_CHUNK):
             full = queries[rows.numpy()] @ keys.T

@@ -197,7 +197,7 @@ def subword_vectors(
         ValueError: an empty vocabulary; vectors or languages that do not fit the words; no word of ``languages``.
 
     Peak extra memory: 4 V d + 8 V min(d, columns) bytes, about 150 bytes a word, and two chunks of 32,768 words with
-    their encodings (about 150 MB); with ``parity`` 8 V d, and 16 bytes for each subword of each word.
+    their encodings (about 150 MB); with ``parity`` 8 V d, and 24 bytes for each subword of each spelling.
 
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.2.
     """

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from ofa_fast import _native
-from ofa_fast.initialization import initialize
+from ofa_fast.initialization import initialize, published_means, subword_vectors
 from ofa_fast.initialization import neighbors as search
 from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
 from ofa_fast.initialization.rows import _published_by_numpy, _published_natively
+from ofa_fast.initialization.subwords import published_spellings
 
 DIM, K, T, SEED = 24, 10, 0.1, 114514
 
@@ -156,3 +157,78 @@ def test_native_draws_are_those_of_numpy(rows, width, threads, monkeypatch):
             draw(out, torch.from_numpy(kept), mean, std, 7)
             assert np.array_equal(out[kept].numpy(), expected[kept].astype(np.float32))
             assert not out[np.setdiff1d(np.arange(rows), kept)].any()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("native", [True, False])
+def test_means_are_summed_as_numpy_sums_the_members(tokenizers, word_vectors, monkeypatch, native, threads):
+    """One mean of all members of each subword, in the order of the words: equal to the last bit."""
+    if not native:
+        monkeypatch.setattr(_native, "cpu", None)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(published_means, "ROWS_AT_ONCE", 7)
+    tokenizer = tokenizers["metaspace"]
+    members: dict[int, list[int]] = {}
+    for i, key in enumerate(word_vectors.keys):
+        word = key[4:] if key[3:4] == ":" else key
+        for text in published_spellings(word):
+            for subword in set(tokenizer.encode(text, add_special_tokens=False)):
+                members.setdefault(subword, []).append(i)
+    expected = np.zeros((len(tokenizer), word_vectors.vectors.shape[1]))
+    for subword, rows in members.items():
+        weights = np.ones(len(rows)) / len(rows)
+        expected[subword] = (word_vectors.vectors[rows] * weights[:, None]).sum(axis=0)
+    np.testing.assert_array_equal(subword_vectors(tokenizer, word_vectors, parity=True), expected)
+
+
+@pytest.mark.parametrize("with_vector", [2, 40])
+def test_sources_without_a_vector_are_neighbours_where_the_others_are_opposite(with_vector):
+    generator = torch.Generator().manual_seed(1)
+    keys = torch.zeros(60, 8, dtype=torch.float64)
+    keys[:: 60 // with_vector][:with_vector] = (
+        torch.rand(with_vector, 8, generator=generator, dtype=torch.float64) + 0.1
+    )
+    queries = torch.cat([-torch.rand(5, 8, generator=generator), torch.rand(5, 8, generator=generator)]).double()
+    scores, _ = search.nearest(queries, keys, 5, published=True)
+    normal = torch.nn.functional.normalize
+    expected = (normal(queries) @ normal(keys).T).sort(dim=1, descending=True).values[:, :5]
+    torch.testing.assert_close(scores, expected, atol=1e-14, rtol=0)
+    assert (scores[:5] == 0).all() and (scores[5:, 0] > 0).all()
+
+
+@pytest.mark.skipif(_native.cpu is None, reason="checks of the native module")
+def test_the_native_parts_refuse_what_does_not_fit():
+    double = {"dtype": torch.float64}
+    sums = {
+        "ids": torch.tensor([0, 2]),
+        "id_starts": torch.tensor([0, 1, 2]),
+        "words": torch.tensor([1, 0]),
+        "vectors": torch.ones(2, 3),
+        "weights": torch.ones(3, **double),
+        "sums": torch.zeros(3, 3, **double),
+    }
+    draws = {
+        "key": torch.zeros(624, dtype=torch.int32),
+        "kept": torch.zeros(4, dtype=torch.uint8),
+        "mean": torch.zeros(3, **double),
+        "std": torch.ones(3, **double),
+        "out": torch.zeros(4, 3),
+    }
+    for call, given, changes in (
+        (_native.cpu.subword_sums_add_weighted, sums, {
+            "ids": (torch.tensor([0, 3]), r"ids must lie in \[0, 3\), got 3"),
+            "id_starts": (torch.tensor([0, 3, 2]), "id_starts must ascend from 0 to 2"),
+            "words": (torch.tensor([0, 2]), r"words must lie in \[0, 2\), got 2"),
+            "vectors": (torch.ones(3, 3), "vectors must have shape"),
+            "sums": (torch.zeros(3, 3), "sums must be float64"),
+        }),
+        (_native.cpu.legacy_normal_rows, draws, {
+            "key": (torch.zeros(623, dtype=torch.int32), "key must have shape"),
+            "std": (torch.ones(2, **double), "std must have shape"),
+            "out": (torch.zeros(4, 3, **double), "out must be float32"),
+        }),
+    ):  # fmt: skip
+        call(*given.values(), 1)
+        for name, (value, message) in changes.items():
+            with pytest.raises(ValueError, match=message):
+                call(*(given | {name: value}).values(), 1)

@@ -201,6 +201,21 @@ def test_texts_encoded_together_have_the_ids_that_they_have_alone(tokenizers, ki
     assert tokenization.batch_encoder(tokenizer)([])[1].tolist() == [0]
 
 
+def test_an_encoder_shares_the_model_and_leaves_the_tokenizer_as_it_is(tokenizers):
+    backend = tokenizers["wordpiece"].backend_tokenizer
+    before = backend.to_str()
+    with_limits = Tokenizer.from_str(before)
+    with_limits.add_tokens(["ofa fast"])
+    with_limits.enable_truncation(1)
+    with_limits.enable_padding(length=8)
+    told = with_limits.to_str()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=with_limits, unk_token="[UNK]")
+    for expected in (None, 3, 10**9):
+        ids, _ = tokenization.batch_encoder(tokenizer, expected)(["ofa fast water fire"])
+        assert len(ids) > 2 and ids[0] == with_limits.token_to_id("ofa fast")
+    assert with_limits.to_str() == told and backend.to_str() == before
+
+
 def test_a_tokenizer_that_joins_texts_differently_gets_each_alone():
     """One that prepends a space to the first piece of a text only."""
     tokenizer = Tokenizer(models.Unigram([("<unk>", 0), ("▁", -1), ("▁water", -1), ("water", -1)], unk_id=0))
