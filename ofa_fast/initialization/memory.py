@@ -79,7 +79,7 @@ def needs(
     value = 8 if parity else 4
     search = (2 * value * (target + source)) * width + _CHUNKS // 2 + 24 * neighbors * target
     if parity:
-        # The subwords of all words, about 10 a word in three spellings: as they come, in a row, and how often each counts.
+        # The subwords of all words, about 10 each in three spellings: as they come, in a row, and their counts.
         return Needs(held + 16 * 16 * words + 8 * (target + source) * width, 0, width, max(rest, search))
     fixed = held + 4 * (target + source) * width
     return Needs(fixed, 8 * max(target, source), width, max(rest, search))
