@@ -81,7 +81,7 @@ FULL = Size(
     (50,),
     64,
     ("mean", "gaussian"),
-    (("ofa:copied_share=0.25", 100), ("wechsel", 100), ("focus", 100), ("ofa", 200)),
+    (("ofa:copied_share=0.25:word_weights=rank", 100), ("wechsel", 100)),
     {"learning_rate": 5e-5, "warmup_steps": 30},
 )
 SEEDS = (0, 1, 2)

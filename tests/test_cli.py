@@ -248,7 +248,7 @@ def test_init_refuses_a_memory_that_is_too_small(place, tmp_path, capsys):
 
 
 def test_a_bound_on_memory_leaves_the_rows_of_text_on_the_disk(place, tmp_path, monkeypatch):
-    words = WordVectors.load(place / "vectors.safetensors")
+    words = WordVectors.load(place / "v.safetensors")
     lines = (f"{key} {' '.join(map(repr, row))}" for key, row in zip(words.keys, words.vectors.tolist(), strict=True))
     (tmp_path / "words.vec").write_text("\n".join([f"{len(words)} {words.vectors.shape[1]}", *lines, ""]), "utf-8")
     loaded, load = [], WordVectors.load
