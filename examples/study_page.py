@@ -58,8 +58,10 @@ masked-language-model head gets a neutral one whose bias is the logarithm of eac
 arms."""
 RECIPES = """\
 At rank 100, before training. *unlinked*: word vectors without links to translations; *tenth*: from a tenth of the
-verses; the default is k = 10 neighbours at temperature 0.1. Differences are from OFA as it is, with 95 % bootstrap
-intervals over languages."""
+verses; *copied_share*: the part of a shared token's own row in its new row, the rest of which is mixed from neighbours
+(0 as in WECHSEL, but for tokens without a vector); *word_weights=rank*: a word counts as 1 / its place in its language;
+the default is k = 10 neighbours at temperature 0.1, all of a copied row, and all words alike. Differences are from OFA
+as it is, with 95 % bootstrap intervals over languages."""
 NOT_TRIED = """\
 OFA leaves {random:,} of {rows:,} rows to chance here ({share:.1%}), so how these are drawn matters little; what a
 covariance is worth shows in *gaussian* against *random*. The vectors that `build_word_vectors` makes are of unit
@@ -310,16 +312,16 @@ def of_recipes(report: dict) -> Iterator[str]:
         rows.append(row)
     head = [cell for task in tasks for cell in (f"{task} ({metric_of(report, task)})", "difference")]
     yield Table("", "", ["recipe", *head], rows).markdown()
+    better, worse = ({}, {})
+    for (over, task), gain in gains.items():
+        low, high = gain["interval"]
+        if low > 0 or high < 0:
+            (better if high < 0 else worse).setdefault(over, []).append(task)
     better, worse = (
-        [
-            f"{over} ({task}, {-gain['mean']:+.3f})"
-            for (over, task), gain in gains.items()
-            if (gain["interval"][1] < 0 if sign > 0 else gain["interval"][0] > 0)
-        ]
-        for sign in (1, -1)
+        "\n".join(f"- {over}: {', '.join(of)}" for over, of in found.items()) or "- none" for found in (better, worse)
     )
-    better, worse = (", ".join(found) or "none" for found in (better, worse))
-    yield f"Better than OFA as it is, by the interval: {better}. Worse: {worse}."
+    yield f"Better than OFA as it is, by the interval:\n\n{better}"
+    yield f"Worse:\n\n{worse}"
     share = counts["random"] / counts["rows"]
     yield NOT_TRIED.format(random=counts["random"], rows=counts["rows"], share=share)
 
