@@ -131,7 +131,7 @@ def of_source(report: dict, part: str) -> Iterator[str]:
     yield f"What OFA gains over random rows, by script and language (mean of the seeds).\n\n{where(report).markdown()}"
     yield "### Does a lower rank lead early?"
     yield rank_lead(report)
-    yield "### How much training until random rows at full rank are matched?"
+    yield "### How much training until random rows of the highest rank are matched?"
     yield matching(report)
     for measure in measures_of(report):
         name = f"study-{part}-{measure.replace(' ', '-')}.svg"
@@ -264,7 +264,7 @@ def all_steps(report: dict) -> set[int]:
 def matching(report: dict) -> str:
     table = matched(report)
     if not table.rows:
-        return "Random rows at full rank were not trained."
+        return "Random rows were not trained."
     sentences = []
     for line in report["matched"]:
         if not line["label"].startswith("ofa, "):
