@@ -130,9 +130,7 @@ def _run(args, group) -> None:
     source_tokenizer = AutoTokenizer.from_pretrained(args.source)
     target_tokenizer = AutoTokenizer.from_pretrained(args.tokenizer)
     # With a bound on memory, rows that would have to be held in it wait on the disk.
-    folder = args.out.absolute().parent if args.memory else None
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
+    folder = next(parent for parent in args.out.absolute().parents if parent.is_dir()) if args.memory else None
     vectors = WordVectors.load(args.vectors, args.language, folder=folder) if args.vectors else None
     cache = _cache(args)
     _print_plan(args, config, (source_tokenizer, target_tokenizer), vectors, group, cache)

@@ -224,8 +224,8 @@ def read_keyed_vectors(path: str | os.PathLike) -> tuple[list[str], np.ndarray]:
     The pickle may build plain Python values, numpy arrays and scalars of numbers or text, and gensim's
     ``KeyedVectors`` and ``Vocab`` as inert records. Any other name in it is refused before it is looked up.
     Vectors that gensim put into ``{path}.vectors.npy`` are memory-mapped. What a pickle announces is compared with what
-    is there before it is built: peak memory is at most 90 bytes for each byte of the (unzipped) file, which only a file
-    made of empty lists and dictionaries reaches.
+    is there before it is built: peak memory is at most 100 bytes for each byte of the (unzipped) file, which only
+    a file of nothing but empty containers comes near.
 
     Raises:
         ValueError: the file names another object, is damaged, or is not a ``KeyedVectors``.

@@ -41,6 +41,16 @@ class Table:
         before = len(self.index)
         return self.index.setdefault(key, before) == before
 
+    def claim_all(self, keys: list[str]) -> bool:
+        """Whether all keys are new and fit; then the next rows appended are theirs. Else none is claimed."""
+        before = len(self.index)
+        if self.limit is not None and before + len(keys) > self.limit:
+            return False
+        if len(set(keys)) < len(keys) or not self.index.keys().isdisjoint(keys):
+            return False
+        self.index.update(zip(keys, range(before, before + len(keys)), strict=True))
+        return True
+
     def finish(self) -> tuple[list[str], np.ndarray]:
         return list(self.index), self.rows.finish()
 

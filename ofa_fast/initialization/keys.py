@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from operator import itemgetter
+
 _PREFIX, _OPENING, _CLOSING = 1, 2, 4
 
 
@@ -22,5 +26,19 @@ def form_key(language: str, word: str, markup: int) -> str:
     return f"{prefix}{'$' * bool(markup & _OPENING)}{word}{'$' * bool(markup & _CLOSING)}"
 
 
+def mostly_prefixed(keys: Sequence[str]) -> bool:
+    """Whether at least half of the keys begin like ``deu:``."""
+    beginnings = Counter(map(itemgetter(slice(5)), keys))  # of which there are few, and all that a prefix needs
+    return 2 * sum(count for beginning, count in beginnings.items() if has_prefix(beginning)) >= len(keys)
+
+
 def has_prefix(key: str) -> bool:
     return len(key) > 4 and key[3] == ":" and key[:3].isascii() and key[:3].isalpha() and key[:3].islower()
+
+
+def first_of_equals(identities: Iterable) -> list[int]:
+    """Where each distinct one first comes."""
+    first: dict = {}
+    for place, identity in enumerate(identities):
+        first.setdefault(identity, place)
+    return list(first.values())

@@ -132,10 +132,24 @@ class _Problems:
             warnings.warn(f"{self.path}: {self.count:,} bad lines skipped; the first: {self.first}", stacklevel=4)
 
 
+def _plain_words(raw: bytes, starts: list[int], ends: list[int]) -> list[str] | None:
+    """The words of lines that are all plain, else None."""
+    if min(ends) < 0:
+        return None
+    try:
+        return [raw[begin:end].decode("utf-8") for begin, end in zip(starts, ends, strict=False)]
+    except UnicodeDecodeError:
+        return None
+
+
 def _add_lines(
     table: Table, raw: bytes, starts: list[int], rows: np.ndarray, ends: list[int], number: int, problems: _Problems
 ) -> None:
     """Lines ``raw[starts[i]:starts[i + 1]]`` with line numbers from ``number``; the first of equal words stays."""
+    words = _plain_words(raw, starts, ends)
+    if words is not None and table.claim_all(words):
+        table.rows.append(rows)
+        return
     kept = []
     for i, end in enumerate(ends):
         if table.full:

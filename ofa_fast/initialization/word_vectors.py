@@ -18,7 +18,7 @@ from ofa_fast._files import atomic_file
 from ofa_fast.initialization import formats
 from ofa_fast.initialization._pickle import read_keyed_vectors
 from ofa_fast.initialization.fasttext import fasttext_rows
-from ofa_fast.initialization.keys import form_key, has_prefix, parse_key
+from ofa_fast.initialization.keys import first_of_equals, form_key, mostly_prefixed, parse_key
 from ofa_fast.initialization.storage import ByteRows, Tensor, blocks, row_scales, to_bytes, write_safetensors
 from ofa_fast.initialization.vector_text import read_text
 
@@ -95,9 +95,14 @@ class WordVectors:
 
         A key has a prefix if it is longer than 4 characters and its fourth is a colon. ``keys`` returns them unchanged.
         """
-        languages, words, markup = map(list, zip(*map(parse_key, keys), strict=True)) if len(keys) else ([], [], [])
+        words, languages, markup = [], [], np.empty(len(keys), dtype=np.uint8)
+        codes: dict[str, str] = {}  # one string a language, not one a key
+        for row, key in enumerate(keys):
+            language, word, markup[row] = parse_key(key)
+            words.append(word)
+            languages.append(codes.setdefault(language, language))
         vectors_of_keys = cls(words, vectors, languages, name=name)
-        vectors_of_keys._markup = np.array(markup, dtype=np.uint8)
+        vectors_of_keys._markup = markup
         return vectors_of_keys
 
     @classmethod
@@ -161,7 +166,7 @@ class WordVectors:
         else:
             read = formats.read_binary if suffix == ".bin" else partial(read_text, skip_bad_lines=skip_bad_lines)
             limit = max_words if languages is None and max_rank is None else None
-            loaded = cls._of_file(path, *read(path, limit, progress, folder))
+            loaded = cls._of_file(path, *read(path, limit, progress, folder), distinct=True)
 
         if language is not None:
             if loaded.languages is not None:
@@ -174,19 +179,22 @@ class WordVectors:
 
     @classmethod
     def _of_file(
-        cls, path: Path, keys: list[str], vectors: np.ndarray, languages: list[str] | None = None
+        cls,
+        path: Path,
+        keys: list[str],
+        vectors: np.ndarray,
+        languages: list[str] | None = None,
+        distinct: bool = False,
     ) -> WordVectors:
         if not keys:
             raise ValueError(f"{path}: no words")
         _float_table(vectors, len(keys), str(path))
-        first: dict = {}
-        for row, identity in enumerate(keys if languages is None else zip(languages, keys, strict=False)):
-            first.setdefault(identity, row)
-        if len(first) < len(keys):
-            rows = list(first.values())
+        identities = keys if languages is None else zip(languages, keys, strict=False)
+        rows = range(len(keys)) if distinct else first_of_equals(identities)
+        if len(rows) < len(keys):
             keys, vectors = [keys[row] for row in rows], vectors[rows]
             languages = None if languages is None else [languages[row] for row in rows]
-        if languages is None and 2 * sum(map(has_prefix, keys)) >= len(keys):
+        if languages is None and mostly_prefixed(keys):
             return cls.from_keys(keys, vectors, name=str(path))
         return cls(keys, vectors, languages, name=str(path))
 

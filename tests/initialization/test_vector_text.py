@@ -107,6 +107,19 @@ def test_blocks_may_end_anywhere(tmp_path, monkeypatch, block):
     assert len(expected[0]) == 99 and outcome(path) == expected
 
 
+@pytest.mark.parametrize("lines_at_once", [1, 4, 7, 100])
+@pytest.mark.parametrize("limit", [None, 1, 6, 20, 1000])
+def test_the_first_of_equal_words_stays_however_the_lines_are_divided(tmp_path, monkeypatch, lines_at_once, limit):
+    words = ["a", "b", "c", "d", "e", "a", "f", "f", "b", *map(str, range(30)), "z", "a"]
+    path = tmp_path / "a.vec"
+    path.write_text(f"{len(words)} 1\n" + "".join(f"{word} {number}\n" for number, word in enumerate(words)))
+    monkeypatch.setattr(vector_text, "BLOCK_VALUES", lines_at_once)
+    expected = {word: words.index(word) for word in words}
+    found, rows = vector_text.read_text(path, limit)
+    assert dict(zip(found, rows[:, 0].tolist(), strict=True)) == dict(list(expected.items())[:limit])
+    assert found == list(expected)[:limit]
+
+
 def test_bad_lines_are_skipped_and_counted(tmp_path):
     path = tmp_path / "a.vec"
     path.write_bytes(b"6 2\na 1 2\nb 3\n\nc nan 1\n\xff 1 2\nd 5 6\n")

@@ -381,3 +381,13 @@ def test_the_first_of_each_language(tmp_path):
     assert WordVectors(list("abc"), table(3)).select(max_rank=2).words == ["a", "b"]
     with pytest.raises(ValueError, match="max_rank must be at least 1"):
         made.select(max_rank=0)
+
+
+@pytest.mark.parametrize("others", [0, 2, 3, 4])
+def test_keys_are_those_of_a_file_of_which_half_begin_like_keys(tmp_path, others):
+    words = ["deu:a", "fra:$b$", "deu:c", *["abc:", "DEU:x", "d1u:x"][:others], *["x"] * (others > 3)]
+    loaded = WordVectors.load(write(tmp_path / "a.vec", words, table(len(words))))
+    assert (loaded.languages is not None) == (others < 4)
+    assert loaded.keys == words
+    if loaded.languages is not None:
+        assert loaded.languages[0] is loaded.languages[2], "a string for each word, not for each language"
