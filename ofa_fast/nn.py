@@ -158,11 +158,13 @@ def tied_gradient(embedding: FactorizedEmbedding, head: FactorizedHead):
     embedding, and in what ``torch.compile`` or a CUDA graph records.
     """
     before = embedding._tied, head._tied
-    embedding._tied = head._tied = _Tied(head)
+    embedding._tied = head._tied = tied = _Tied(head)
     try:
         yield
     finally:
         embedding._tied, head._tied = before
+        # Should another thread's exit have put it back, it is of no more use, and holds no graph.
+        tied.head = tied.source = tied.losses = None
 
 
 class _Tied:
@@ -182,6 +184,7 @@ class _Tied:
         return (
             torch.is_grad_enabled()
             and coordinates.requires_grad
+            and self.head is not None
             and self.head.coordinates is coordinates
             and type(coordinates) in (nn.Parameter, torch.Tensor)
             and not torch.compiler.is_compiling()

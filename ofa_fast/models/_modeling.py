@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from torch import nn
@@ -339,7 +339,9 @@ def language_model_forward(stock: type[nn.Module]):
         with _without_logits_bias(self) as added:
             bias, reduction = None if added is None else added.flatten(), "mean" if num_items is None else "sum"
             embedding, head = self.get_input_embeddings(), self.get_output_embeddings()
-            with tied_gradient(embedding, head), head.taking_loss(labels, bias, reduction) as taken:
+            # In whatever else stands in its place, the lookup does not know of the head.
+            shared = tied_gradient(embedding, head) if isinstance(embedding, FactorizedEmbedding) else nullcontext()
+            with shared, head.taking_loss(labels, bias, reduction) as taken:
                 outputs = stock.forward(self, **rest, return_dict=True)
         if len(taken) != 1 or not self._hands_on(taken[0][0], outputs[logits_name], added):
             logger.warning_once(f"{stock.__name__} does more to its logits than its head: the loss is taken from them")
