@@ -14,6 +14,7 @@ from ofa_fast import _native
 from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
 
 ROWS_PER_STREAM = 1024
+ROWS_BLENDED_AT_ONCE = 16_384
 
 
 def target_rows(
@@ -38,9 +39,10 @@ def target_rows(
     blended = copied[weights[copied].any(1)]
     if len(similar):
         out[similar] = _mixed(table, neighbors[similar], weights[similar])
-    if len(blended):
-        rest_of_one = 1 - weights[blended].sum(1, keepdim=True)
-        out[blended] = rest_of_one * out[blended] + _mixed(table, neighbors[blended], weights[blended])
+    for some in blended.split(ROWS_BLENDED_AT_ONCE):
+        if len(some):
+            rest_of_one = 1 - weights[some].sum(1, keepdim=True)
+            out[some] = rest_of_one * out[some] + _mixed(table, neighbors[some], weights[some])
     if len(random):
         DRAWS[rest](out, random, table, seed, first_row)
     return out
