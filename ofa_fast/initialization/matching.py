@@ -103,11 +103,9 @@ def read_vocabulary(tokenizer, name: str = "tokenizer") -> Vocabulary:
     elif kind == "plain":
         standard = _plain(tokenizer, tokens, special)
 
-    texts = [None if token is None else standard(token) for token in tokens]
+    texts = [token if token is None or index in verbatim else standard(token) for index, token in enumerate(tokens)]
     for index, token in enumerate(tokens):
-        if index in verbatim:
-            texts[index] = token
-        elif token is not None and (fallback := _BYTE_FALLBACK.match(token)):
+        if token is not None and index not in verbatim and (fallback := _BYTE_FALLBACK.match(token)):
             texts[index] = bytes.fromhex(fallback[1])
     ordinary = [index for index, token in enumerate(tokens) if token is not None and index not in special]
     loose: set[int] = set()

@@ -158,10 +158,8 @@ def initialize(
         with report.timed(seconds, "neighbor_search"):
             # The published search ranks sources without a vector too, with cosine 0.
             keys = torch.ones(len(key_vectors), dtype=torch.bool) if parity else key_vectors.ne(0).any(1)
-            mixed = sources[: len(queries)] < 0
-            if share < 1:
-                special = torch.tensor(sorted(tokenization.special_ids(target_tokenizer)), dtype=torch.int64)
-                mixed |= ~torch.isin(torch.arange(part.start, part.start + len(mixed)), special)
+            # Special tokens have no vector, so that they are copied whole.
+            mixed = (sources[: len(queries)] < 0) | (share < 1)
             queries = (queries & mixed).nonzero().flatten()
             if keys.any():
                 keys = keys.nonzero().flatten()
