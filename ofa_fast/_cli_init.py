@@ -101,6 +101,7 @@ def run(args) -> None:
             raise ValueError(f"--{option} is missing (see: ofa-fast init --help)")
     if args.explain and args.dry_run:
         raise ValueError("--explain needs the finished rows, which --dry-run does not make")
+    _check(args)
 
     import torch.distributed as dist
 
@@ -114,6 +115,16 @@ def run(args) -> None:
             _run(args, dist.group.WORLD)
     finally:
         dist.destroy_process_group()
+
+
+def _check(args) -> None:
+    """What can be refused before the vectors are read, which takes long."""
+    from ofa_fast.initialization import arguments
+
+    chosen = (args.method, args.neighbors, args.temperature, args.weighting)
+    arguments.method_of(*chosen, args.vectors, args.seed, args.parity)
+    arguments.copied_share_of(args.copied_share, args.method, args.parity)
+    arguments.word_weights_of(args.word_weights, None, args.parity)
 
 
 def _run(args, group) -> None:

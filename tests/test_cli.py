@@ -207,7 +207,7 @@ def test_two_processes_initialise_what_one_does(place, tmp_path, monkeypatch):
     (tmp_path / "program.py").write_text(f"import sys; from ofa_fast.cli import main; {pieces}; sys.exit(main())")
     monkeypatch.setattr("ofa_fast.initialization.rows.ROWS_PER_STREAM", 64)
     monkeypatch.setattr("ofa_fast.initialization.subwords.WORDS_PER_CHUNK", 99)
-    options = ["--rank", "8,full", "--export-npy"]
+    options = ["--rank", "8,full", "--export-npy", "--copied-share", "0.5"]
     assert main(init(place, tmp_path / "one", *options)) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, str(tmp_path / "program.py"), *init(place, tmp_path / "two", *options)]

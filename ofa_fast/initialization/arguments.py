@@ -66,10 +66,10 @@ def method_of(method, neighbors, temperature, weighting, word_vectors, seed, par
 
 def word_weights_of(word_weights, word_vectors, parity: bool) -> np.ndarray | None:
     """[W] float32: 1 / rank of each word in its language for "rank", or those that are given."""
+    if word_weights is not None and parity:
+        raise ValueError("word_weights: the published implementation weighs all words alike; leave out parity=True")
     if word_weights is None or word_vectors is None:
         return None
-    if parity:
-        raise ValueError("word_weights: the published implementation weighs all words alike; leave out parity=True")
     words = len(word_vectors.words)
     if isinstance(word_weights, str):
         if word_weights != "rank":

@@ -35,6 +35,7 @@ PAGE = "initialization.html"
 _COLORS = {"copied": COLORS[0], "similar": COLORS[1], "random": GREY, "unknown": COLORS[3]}
 _ORIGIN_COLORS = {name: _COLORS[name] for name in ORIGINS}
 _SCRIPTS_DRAWN, _ROWS_SHOWN = 14, 24
+_OPTIONS = ("method", "neighbors", "temperature", "weighting", "fuzzy", "copied_share", "word_weights", "seed")
 
 
 def reports_of(folder: str | os.PathLike) -> list[dict]:
@@ -212,7 +213,7 @@ def _languages(report: dict) -> list:
 def _neighbors(report: dict) -> list:
     similarity, examples = report.get("similarity") or {}, report.get("examples") or {}
     if not similarity.get("counts"):
-        return ["No row was mixed from neighbours."]
+        return ["No row was made from neighbours alone."]
     chart = histogram(
         "Similarity of the nearest source token",
         similarity["counts"],
@@ -292,14 +293,15 @@ def _provenance(report: dict, reports: Sequence[dict]) -> list:
     pairs = [(f"{what} memory", size(memory[key])) for key, what in (("peak", "peak"),) if memory.get(key)]
     pairs += [(name, version) for name, version in report["versions"].items()]
     inputs = [(name, element("code", value)) for name, value in report.get("inputs", {}).items() if value]
-    options = [(name, report[name]) for name in ("method", "neighbors", "temperature", "weighting", "seed")]
+    # Reports of earlier versions lack the newest.
+    options = [(name, report.get(name)) for name in _OPTIONS]
     hashes = [(name.replace("_", " "), element("code", digest)) for name, digest in report["sha256"].items() if digest]
     command = [element("h3", "Command"), element("pre", report["command"])] if report.get("command") else []
     return [
         figures(times, facts(pairs)),
         *command,
         element("h3", "Inputs and options"),
-        facts([*inputs, *((name, "–" if value is None else value) for name, value in options)]),
+        facts([*inputs, *((name.replace("_", " "), "–" if value is None else value) for name, value in options)]),
         element("h3", "SHA-256 of the inputs"),
         facts(hashes),
     ]

@@ -109,7 +109,8 @@ class _Encoder:
 
     def _tokenise(self, words: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         if self.encode is None:
-            self.encode = tokenization.batch_encoder(self.tokenizer, 3 * len(self.words.words))
+            each = 3 if self.kept is None else len(self.kept)
+            self.encode = tokenization.batch_encoder(self.tokenizer, each * len(self.words.words))
         texts = list(map(published_spellings, words)) if self.kept is None else texts_of(words, self.kept)
         ids, id_starts = self.encode(list(chain.from_iterable(texts)))
         return ids, id_starts, _starts(list(map(len, texts)))

@@ -82,17 +82,25 @@ def translation_precision(
 
 
 def _rows(word_vectors: WordVectors, language: str, among: WordVectors | None = None) -> list[int]:
-    if word_vectors.languages is None:
-        raise ValueError("word_vectors has no languages")
-    rows = [row for row, code in enumerate(word_vectors.languages) if code == language]
-    if not rows:
-        known = ", ".join(sorted(set(word_vectors.languages))[:40])
-        raise ValueError(f"word_vectors has no word in {language!r}, only in {known}")
+    rows = _rows_of("word_vectors", word_vectors, language)
     if among is None:
         return rows
     first = {text: found[0] for text, found in _by_text(word_vectors, rows).items()}
-    texts = dict.fromkeys(among.words[row].casefold() for row in _rows(among, language))
-    return [first[text] for text in texts if text in first]
+    texts = dict.fromkeys(among.words[row].casefold() for row in _rows_of("among", among, language))
+    found = [first[text] for text in texts if text in first]
+    if not found:
+        raise ValueError(f"among: none of its words in {language!r} has a vector in word_vectors")
+    return found
+
+
+def _rows_of(name: str, word_vectors: WordVectors, language: str) -> list[int]:
+    if word_vectors.languages is None:
+        raise ValueError(f"{name} has no languages")
+    rows = [row for row, code in enumerate(word_vectors.languages) if code == language]
+    if not rows:
+        known = ", ".join(sorted(set(word_vectors.languages))[:40])
+        raise ValueError(f"{name} has no word in {language!r}, only in {known}")
+    return rows
 
 
 def _by_text(word_vectors: WordVectors, rows: list[int]) -> dict[str, list[int]]:

@@ -342,6 +342,13 @@ def test_precision_refuses_what_it_cannot_judge(four_words, tmp_path):
         translation_precision(four_words, [("water", "eau")], "eng", "fra")
     with pytest.raises(ValueError, match="no pair whose words both have vectors"):
         translation_precision(four_words, [("water", "Wein")], "eng", "deu")
+    for among, message in (
+        (WordVectors(["water"], np.ones((1, 2), np.float32)), "among has no languages"),
+        (WordVectors(["water"], np.ones((1, 2), np.float32), ["eng"]), "among has no word in 'deu', only in eng"),
+        (WordVectors(["neu"], np.ones((1, 2), np.float32), ["deu"]), "among: none of its words in 'deu' has a vector"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            translation_precision(four_words, [("water", "Wasser")], "eng", "deu", among=among)
     with pytest.raises(ValueError, match="k must be numbers from 1"):
         translation_precision(four_words, [("water", "Wasser")], "eng", "deu", k=(0,))
     (tmp_path / "bad.txt").write_text("water\tWasser\nbread Brot\n", "utf-8")

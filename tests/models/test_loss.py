@@ -55,6 +55,32 @@ def test_loss_and_gradients_equal_those_of_the_dense_model(model_type, tokenizer
         assert_close(head.bias.grad, stock.get_output_embeddings().bias.grad, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize(("model_type", "lookups"), [("bert", 1), ("gpt2", 1), ("bart", 2), ("t5", 2)])
+def test_models_write_all_gradients_of_a_tied_table_into_one(model_type, lookups, tokenizers, verses):
+    model, _ = twins(model_type, tokenizers)
+    nodes, names = [model(**inputs(tokenizers["bert"], verses[:4], masked=0.3)).loss.grad_fn], {}
+    while nodes:
+        node = nodes.pop()
+        if node is not None and node not in names:
+            names[node] = node.name()
+            nodes += [parent for parent, _ in node.next_functions]
+    assert sum("TiedCoordinates" in name for name in names.values()) == lookups
+
+
+def test_a_wrapped_input_embedding_trains(tokenizers, verses):
+    model, _ = twins("bert", tokenizers)
+    batch = inputs(tokenizers["bert"], verses[:4], masked=0.3)
+    embedding, expected = model.get_input_embeddings(), model(**batch).loss
+    expected.backward()
+    gradient = embedding.coordinates.grad.clone()
+    model.zero_grad()
+    model.base_model.embeddings.word_embeddings = torch.nn.Sequential(embedding)  # as an adapter would
+    loss = model(**batch).loss
+    loss.backward()
+    assert torch.equal(loss, expected)
+    assert_close(embedding.coordinates.grad, gradient)
+
+
 def test_gradients_reach_the_factors_from_both_ends(tokenizers, verses):
     model, _ = twins("bert", tokenizers)
     batch = inputs(tokenizers["bert"], verses[:4], masked=0.3)

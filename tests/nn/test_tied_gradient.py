@@ -179,3 +179,19 @@ def test_tied_gradient_compiles():
     apart(MANY, LABELS).backward()
     for ours, theirs in zip(shared.parameters(), apart.parameters(), strict=True):
         assert_close(ours.grad, theirs.grad)
+
+
+def test_scopes_that_are_left_out_of_order_hold_no_graph():
+    """As two threads may leave them, which share one model."""
+    model, apart = twins()
+    model.shares = False
+    first, second = (tied_gradient(model.embedding, model.head) for _ in range(2))
+    first.__enter__(), second.__enter__()
+    loss = model(MANY, LABELS)
+    assert shares(loss)
+    first.__exit__(None, None, None), second.__exit__(None, None, None)
+    assert model.embedding._tied.losses is model.embedding._tied.source is None
+    assert not shares(model(MANY, LABELS))
+    loss.backward()
+    apart(MANY, LABELS).backward()
+    assert_same_gradients(model, apart)
