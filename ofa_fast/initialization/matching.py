@@ -104,8 +104,8 @@ def read_vocabulary(tokenizer, name: str = "tokenizer") -> Vocabulary:
         standard = _plain(tokenizer, tokens, special)
 
     texts = [token if token is None or index in verbatim else standard(token) for index, token in enumerate(tokens)]
-    for index, token in enumerate(tokens):
-        if token is not None and index not in verbatim and (fallback := _BYTE_FALLBACK.match(token)):
+    for index in [index for index, token in enumerate(tokens) if token is not None and token.startswith("<0x")]:
+        if index not in verbatim and (fallback := _BYTE_FALLBACK.match(tokens[index])):
             texts[index] = bytes.fromhex(fallback[1])
     ordinary = [index for index, token in enumerate(tokens) if token is not None and index not in special]
     loose: set[int] = set()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import torch
 from tqdm.auto import tqdm
@@ -10,7 +12,7 @@ from ofa_fast.ops import topk_similarity
 
 QUERIES_PER_CHUNK = 32_768
 SCREEN_EXTRA = 22
-ROWS_PER_RESCORING = 1024
+ROWS_PER_RESCORING = 512
 FULL_ROWS_PER_CHUNK = 64
 
 
@@ -54,11 +56,13 @@ def _search64(queries: torch.Tensor, keys: torch.Tensor, k: int):
         torch.from_numpy(queries).float(), torch.from_numpy(keys[some].astype(np.float32)), wide
     )
     candidates = torch.from_numpy(some)[candidates].sort(dim=1).values
-    rescored = [
-        np.einsum("qd,qcd->qc", queries[begin : begin + ROWS_PER_RESCORING], keys[among])
-        for begin in range(0, len(queries), ROWS_PER_RESCORING)
-        for among in [candidates[begin : begin + ROWS_PER_RESCORING].numpy()]
-    ]
+
+    def rescore(begin: int) -> np.ndarray:
+        some = slice(begin, begin + ROWS_PER_RESCORING)
+        return np.einsum("qd,qcd->qc", queries[some], keys[candidates[some].numpy()])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as workers:
+        rescored = list(workers.map(rescore, range(0, len(queries), ROWS_PER_RESCORING)))
     scores, order = torch.from_numpy(np.concatenate(rescored)).sort(dim=1, descending=True, stable=True)
     indices = candidates.gather(1, order)
     if k < len(keys):

@@ -129,7 +129,8 @@ def test_every_method_has_a_page(inputs, method, tmp_path):
     result.write(tmp_path, tables=False)
     page = html_report(tmp_path)
     ElementTree.fromstring(page.encode())
-    assert ("No row was mixed" in page) == (vectors is None)
+    assert ("No row was made from neighbours alone" in page) == (vectors is None)
+    assert "copied share" in page and "word weights" in page
 
 
 def test_tokens_with_markup_are_escaped(results, tmp_path):
