@@ -11,6 +11,8 @@ import torch
 
 from ofa_fast.initialization.methods import METHODS, WEIGHTINGS, Method
 
+ROWS_AT_ONCE = 16_384
+
 
 def ranks_of(rank) -> list[int | None]:
     ranks = list(rank) if isinstance(rank, (list, tuple)) else [rank]
@@ -139,10 +141,11 @@ def source_table(source_embeddings: torch.Tensor | np.ndarray, size: int, parity
         raise TypeError(f"source_embeddings must be floating point, got {str(table.dtype).removeprefix('torch.')}")
     check_source_rows(len(table), size, parity)
     table = table[:size].to("cpu" if parity else table.device, torch.float32).contiguous()
-    finite = table.isfinite().all(1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise ValueError(f"source_embeddings must be finite, but row {row} holds NaN or infinity")
+    for first in range(0, size, ROWS_AT_ONCE):  # a part at a time, as this takes the memory of the part twice more
+        finite = table[first : first + ROWS_AT_ONCE].isfinite().all(1)
+        if not finite.all():
+            row = first + int((~finite).nonzero()[0])
+            raise ValueError(f"source_embeddings must be finite, but row {row} holds NaN or infinity")
     return table
 
 

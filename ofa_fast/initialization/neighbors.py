@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,6 +15,7 @@ QUERIES_PER_CHUNK = 32_768
 SCREEN_EXTRA = 22
 ROWS_PER_RESCORING = 512
 FULL_ROWS_PER_CHUNK = 64
+FULL_CELLS = 64 * 65_536
 KEYS_FOR_NUMPY = 65_536
 
 
@@ -50,47 +52,66 @@ def _search64(queries: torch.Tensor, keys: torch.Tensor, k: int):
 
     Zero vectors, which have cosine 0, are not screened: they count only where the k-th of the others is not above 0.
     """
-    queries, keys = _unit(queries.numpy()), _unit(keys.numpy())
-    some = np.flatnonzero(keys.any(axis=1))
+    some = np.flatnonzero(keys.numpy().any(axis=1))
     some = some if len(some) > k else np.arange(len(keys))
+    queries, units = _unit(queries.numpy()), _unit(keys.numpy()[some])
     wide = min(k + SCREEN_EXTRA, len(some))
     screened, candidates = topk_similarity(
-        torch.from_numpy(queries).float(), torch.from_numpy(keys[some].astype(np.float32)), wide
+        torch.from_numpy(queries).float(), torch.from_numpy(units.astype(np.float32)), wide
     )
-    candidates = torch.from_numpy(some)[candidates].sort(dim=1).values
+    candidates = candidates.sort(dim=1).values
 
     def rescore(begin: int) -> np.ndarray:
-        some = slice(begin, begin + ROWS_PER_RESCORING)
-        return np.einsum("qd,qcd->qc", queries[some], keys[candidates[some].numpy()])
+        part = slice(begin, begin + ROWS_PER_RESCORING)
+        return np.einsum("qd,qcd->qc", queries[part], units[candidates[part].numpy()])
 
     with ThreadPoolExecutor(torch.get_num_threads()) as workers:
         rescored = list(workers.map(rescore, range(0, len(queries), ROWS_PER_RESCORING)))
     scores, order = torch.from_numpy(np.concatenate(rescored)).sort(dim=1, descending=True, stable=True)
-    indices = candidates.gather(1, order)
+    indices = torch.from_numpy(some)[candidates.gather(1, order)]
     if k < len(keys):
-        unsure = scores[:, k - 1] - scores[:, min(k, wide - 1)] < 1e-12
+        open_ = scores[:, k - 1] - scores[:, min(k, wide - 1)] < 1e-12
+        if len(some) < len(keys):
+            open_ |= scores[:, k - 1] < 1e-5
         if wide < len(some):
-            unsure |= scores[:, k - 1] - screened[:, -1] < 1e-5
-        zeros = (scores[:, k - 1] < 1e-5) & (len(some) < len(keys))
-        as_numpy = len(keys) <= KEYS_FOR_NUMPY
-        all_keys = unsure | zeros if as_numpy else zeros
-        for which, among in ((all_keys, np.arange(len(keys))), (unsure & ~all_keys, some)):
-            for rows in which.nonzero().flatten().split(FULL_ROWS_PER_CHUNK):
-                full = queries[rows.numpy()] @ keys[among].T
-                # Among equals numpy takes some, and the published script with it: the same call finds the same ones.
-                found = np.argpartition(full, -k, axis=1)[:, -k:] if as_numpy else _lowest(full, k)
-                chosen = torch.from_numpy(np.sort(found, axis=1))
-                values, order = torch.from_numpy(full).gather(1, chosen).sort(dim=1, descending=True, stable=True)
-                scores[rows, :k], indices[rows, :k] = values, torch.from_numpy(among)[chosen.gather(1, order)]
+            open_ |= scores[:, k - 1] - screened[:, -1] < 1e-5
+        in_full = _as_numpy(keys.numpy(), k) if len(keys) <= KEYS_FOR_NUMPY else _lowest(units, some, len(keys), k)
+        for rows in open_.nonzero().flatten().split(max(1, min(FULL_ROWS_PER_CHUNK, FULL_CELLS // len(keys)))):
+            full, chosen = in_full(queries[rows.numpy()])
+            chosen = torch.from_numpy(np.sort(chosen, axis=1))
+            values, order = torch.from_numpy(full).gather(1, chosen).sort(dim=1, descending=True, stable=True)
+            scores[rows, :k], indices[rows, :k] = values, chosen.gather(1, order)
     return scores[:, :k], indices[:, :k]
 
 
-def _lowest(full: np.ndarray, k: int) -> np.ndarray:
-    """The places of the ``k`` largest of each row, of equals (but for the last bits) the lowest."""
-    found = np.empty((len(full), k), dtype=np.int64)
-    for row, values in enumerate(full):
-        least = np.partition(values, -k)[-k]
-        above = np.flatnonzero(values > least + 1e-12)
-        found[row, : len(above)] = above
-        found[row, len(above) :] = np.flatnonzero(np.abs(values - least) <= 1e-12)[: k - len(above)]
-    return found
+def _as_numpy(keys: np.ndarray, k: int) -> Callable:
+    """All cosines of queries, and the k largest as numpy takes them.
+
+    Among equals it takes some, and the published script with it: the same call finds the same ones.
+    """
+    keys = _unit(keys)
+
+    def in_full(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        full = queries @ keys.T
+        return full, np.argpartition(full, -k, axis=1)[:, -k:]
+
+    return in_full
+
+
+def _lowest(units: np.ndarray, some: np.ndarray, count: int, k: int) -> Callable:
+    """All cosines of queries with ``units``, which are the keys ``some`` of ``count``, and with the others, 0; and the
+    k largest, of equals (but for the last bits) the lowest."""
+
+    def in_full(queries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        full = np.zeros((len(queries), count))
+        full[:, some] = queries @ units.T
+        chosen = np.empty((len(full), k), dtype=np.int64)
+        for row, values in enumerate(full):
+            least = np.partition(values[some], -k)[-k]
+            least = least if least > 0 else np.partition(values, -k)[-k]
+            above = np.flatnonzero(values > least + 1e-12)
+            equal = np.flatnonzero(np.abs(values - least) <= 1e-12)
+            chosen[row] = np.concatenate([above, equal[: k - len(above)]])
+        return full, chosen
+
+    return in_full

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import mmap
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -35,11 +38,21 @@ def published_means(chunks: Iterator, words: WordList, vectors: np.ndarray, size
     weights = 1.0 / np.maximum(counts, 1.0)
     order = np.argsort(words.rows, kind="stable")
     rows, of_row = words.rows[order], np.repeat(np.arange(len(lengths)), np.diff(words.row_starts))[order]
-    means = np.zeros((size, vectors.shape[1]))
+    means = _zeros(size, vectors.shape[1])
     for begin in range(0, len(rows), ROWS_AT_ONCE):
         some = slice(begin, begin + ROWS_AT_ONCE)
         _add(means, subwords, starts, of_row[some], np.asarray(vectors[rows[some]], dtype=np.float32), weights)
     return means
+
+
+def _zeros(*shape: int) -> np.ndarray:
+    """float64 zeros, of which those that stay zero take no memory: few subwords of a large vocabulary get a vector, and
+    with huge pages a few would make all of it resident."""
+    memory = mmap.mmap(-1, max(1, 8 * math.prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel that has no huge pages
+            memory.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(memory, dtype=np.float64)[: math.prod(shape)].reshape(shape)
 
 
 def _add(means, subwords, starts, words, vectors, weights) -> None:

@@ -14,7 +14,7 @@ from ofa_fast import _native
 from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
 
 ROWS_PER_STREAM = 1024
-ROWS_BLENDED_AT_ONCE = 16_384
+ROWS_AT_ONCE = 16_384
 
 
 def target_rows(
@@ -39,7 +39,7 @@ def target_rows(
     blended = copied[weights[copied].any(1)]
     if len(similar):
         out[similar] = _mixed(table, neighbors[similar], weights[similar])
-    for some in blended.split(ROWS_BLENDED_AT_ONCE):
+    for some in blended.split(ROWS_AT_ONCE):
         if len(some):
             rest_of_one = 1 - weights[some].sum(1, keepdim=True)
             out[some] = rest_of_one * out[some] + _mixed(table, neighbors[some], weights[some])
@@ -55,24 +55,36 @@ def _mixed(table: torch.Tensor, neighbors: torch.Tensor, weights: torch.Tensor) 
 
 
 def _mean(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
-    out[random] = table.double().mean(0).float().cpu()
+    out[random] = _moments(table)[0].float().cpu()
 
 
 def _gaussian(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     """N(mean, covariance): z L with L = diag(√λ) Qᵀ, where Q diag(λ) Qᵀ is the population covariance."""
-    values = table.double()
-    values, vectors = torch.linalg.eigh(torch.cov(values.T, correction=0).reshape(values.shape[1], -1))
+    mean, _ = _moments(table)
+    covariance = sum(part.T @ part for part in _centred(table, mean)) / len(table)
+    values, vectors = torch.linalg.eigh(covariance)
     root = (values.clamp_min(0).sqrt()[:, None] * vectors.T).float().cpu().numpy()
-    mean = table.double().mean(0).float().cpu().numpy()
+    mean = mean.float().cpu().numpy()
     for rows, within, normal in _streams(random, table.shape[1], seed, first_row):
         out.numpy()[rows] = (normal @ root + mean)[within]
 
 
 def _normal(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     """N(mean, population std), column by column."""
-    mean, std = (t.float().cpu().numpy() for t in (table.double().mean(0), table.double().std(0, correction=0)))
+    mean, std = (moment.float().cpu().numpy() for moment in _moments(table))
     for rows, within, normal in _streams(random, table.shape[1], seed, first_row):
         out.numpy()[rows] = (normal * std + mean)[within]
+
+
+def _moments(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and population std of the columns, float64, without the whole table in float64."""
+    mean = sum(part.double().sum(0) for part in table.split(ROWS_AT_ONCE)) / len(table)
+    variance = sum(part.square().sum(0) for part in _centred(table, mean)) / len(table)
+    return mean, variance.sqrt()
+
+
+def _centred(table: torch.Tensor, mean: torch.Tensor) -> Iterator[torch.Tensor]:
+    return (part.double() - mean for part in table.split(ROWS_AT_ONCE))
 
 
 def _streams(
@@ -89,10 +101,19 @@ def _streams(
 
 def _published(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     values = table.numpy()
-    # float32 sums of float32 columns, as published: rows are to be equal, not only close.
-    mean, std = values.mean(0), values.std(0)
+    mean, std = _published_moments(values)
     draw = _published_natively if _native.cpu is not None and _draws_as_numpy() else _published_by_numpy
     draw(out, random, mean, std, seed)
+
+
+def _published_moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """``values.mean(0), values.std(0)`` in the same float32 sums, as rows are to be equal and not only close; but
+    numpy's ``std`` takes the memory of the whole once more."""
+    mean, squares = values.mean(0), np.zeros((1, values.shape[1]), values.dtype)
+    for first in range(0, len(values), ROWS_AT_ONCE):
+        part = values[first : first + ROWS_AT_ONCE] - mean
+        squares = np.concatenate([squares, np.multiply(part, part, out=part)]).sum(0, keepdims=True)
+    return mean, np.sqrt(squares[0] / values.dtype.type(len(values)))
 
 
 def _published_by_numpy(out: torch.Tensor, random: torch.Tensor, mean, std, seed: int) -> None:

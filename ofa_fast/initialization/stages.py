@@ -16,6 +16,8 @@ from ofa_fast.initialization.sharing import Processes
 from ofa_fast.initialization.subwords import subword_vectors
 from ofa_fast.ops import truncated_svd
 
+ROWS_AT_ONCE = 16_384
+
 
 def vocabularies(source_tokenizer, target_tokenizer, parity: bool) -> tuple[Vocabulary, Vocabulary]:
     source = read_vocabulary(source_tokenizer, "source_tokenizer")
@@ -114,7 +116,7 @@ class Stages:
         def make() -> dict[str, torch.Tensor]:
             scores, indices = nearest(
                 queries[query_rows].to(device),
-                keys[key_rows].to(device),
+                (keys if len(key_rows) == len(keys) else keys[key_rows]).to(device),
                 count,
                 published=self.parity,
                 progress=self.progress,
@@ -141,7 +143,9 @@ class Stages:
             "svd", key, lambda: dict(zip(("u", "s", "vh"), truncated_svd(table, max(ranks)), strict=True))
         )
         u, s, vh = (tensors[name].to(table.device) for name in ("u", "s", "vh"))
-        energy, total = s.double().square().cumsum(0), float(table.double().square().sum())
+        # A part at a time: the whole in float64 would be the peak of the process.
+        total = float(sum(rows.double().square().sum() for rows in table.split(ROWS_AT_ONCE)))
+        energy = s.double().square().cumsum(0)
         for r in ranks:
             explained = min(1.0, float(energy[r - 1]) / total) if total else 1.0
             found[r] = u[:, :r].contiguous(), s[:r, None] * vh[:r], explained
