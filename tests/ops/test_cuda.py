@@ -195,26 +195,28 @@ def test_what_kernels_take_of_a_processor(record_property):
             assert registers <= (168 if PRODUCTS.get(name) == "HMMA" else 255 if name == "screen" else 64), name
             assert stack + local <= SPILLED.get(name, 16), name
             assert shared <= 48 << 10, name
-    assert "sm_80" in found
-    assert all(kernels == set().union(*KERNELS.values()) for kernels in found.values())
-    assert "sm_80" in _tool("--list-ptx")
+    assert found and all(kernels == set().union(*KERNELS.values()) for kernels in found.values())
+    if "sm_80" in found:  # as built by default; a build for one GPU alone has its code and nothing else
+        assert "sm_80" in _tool("--list-ptx")
 
 
 @with_module
 def test_instructions():
     """Products are the tensor cores', and no sum of floating-point numbers depends on who comes first."""
     pytest.importorskip("triton")
-    products = defaultdict(int)
-    name = None
-    for line in _tool("-sass", "-arch", "sm_80").splitlines():
-        if match := re.search(r"Function : (\w+)", line):
+    products, name, architectures = defaultdict(int), None, set()
+    for line in _tool("-sass").splitlines():
+        if match := re.search(r"arch = (\w+)", line):
+            architectures.add(match[1])
+        elif match := re.search(r"Function : (\w+)", line):
             name = _plain(match[1])
         for kind in ("IMMA", "HMMA"):
             products[name, kind] += f" {kind}." in line
         assert not re.search(r"\b(ATOM|ATOMS|ATOMG|RED)\S*\.F(16|32|64|TZ)", line), line
     used = {key: count for key, count in products.items() if count}
     assert used.keys() == set(PRODUCTS.items())
-    assert used["screen", "IMMA"] == 4 * 64  # its four kernels, each two steps of 32 products
+    # its four kernels, each two steps of 32 products
+    assert used["screen", "IMMA"] == 4 * 64 * len(architectures)
 
 
 @with_module
