@@ -78,7 +78,11 @@ def _tests(results: dict) -> list[str]:
         if found:
             skipped = sum(found["skipped"].values())
             lines.append(f"tests, {name}: {found['passed']} passed, {len(found['failed'])} failed, {skipped} skipped")
-            lines += [f"  failed: {test}: {(text.splitlines() or [''])[-1]}" for test, text in found["failed"].items()]
+            for test, text in found["failed"].items():
+                said = [
+                    line[1:].strip() for line in text.splitlines() if line.startswith("E ")
+                ]  # as pytest marks errors
+                lines.append(f"  failed: {test}: {said[0] if said else ''}"[:300])
             lines += [f"  did not end: {test}" for test in found["running"]]
     return lines
 

@@ -119,8 +119,11 @@ def test_a_sanitizer_that_is_absent_is_no_success(runner, monkeypatch):
     assert "/nowhere/compute-sanitizer" in runner.results["steps"]["memcheck"]["status"]
 
 
-@pytest.mark.parametrize(("status", "times"), [(-11, 2), (1, 2), ("not finished", 1)])
-def test_a_backend_that_ends_the_process_is_left_out(runner, monkeypatch, status, times):
+@pytest.mark.parametrize(
+    ("status", "running", "times"),
+    [(-11, "cuda", 2), (1, "cuda", 2), (-11, "inputs", 1), (1, None, 1), ("not finished", "cuda", 1)],
+)
+def test_a_backend_that_ends_the_process_is_left_out(runner, monkeypatch, status, running, times):
     """A step that ran out of time is not asked again."""
     asked = []
 
@@ -131,7 +134,7 @@ def test_a_backend_that_ends_the_process_is_left_out(runner, monkeypatch, status
         entry = {"p50": 1.0, "memory": None}
         sizes = {"first": {"entries": {"cuda": entry}, "failed": {}}} if ends else {}
         sizes |= {"second": {"entries": {} if ends else {"triton": entry}, "failed": {}}}
-        return {"running": "cuda" if ends else None, "backends": {}, "ops": {"topk_similarity": sizes}}
+        return {"running": running if ends else None, "backends": {}, "ops": {"topk_similarity": sizes}}
 
     monkeypatch.setattr(runner, "measured", measured)
     gpu.measure(runner, "topk_similarity")
@@ -198,10 +201,14 @@ def test_tests_are_recorded_as_they_come(tmp_path):
     assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.DEVNULL).returncode == 9
     found = json.loads((tmp_path / "tests.json").read_text())
     assert found["passed"] == 1 and found["running"] == ["test_some.py::test_end"]
-    assert list(found["failed"]) == ["test_some.py::test_bad"] and "sums differ" in found["failed"].popitem()[1]
+    assert (
+        list(found["failed"]) == ["test_some.py::test_bad"]
+        and "sums differ" in found["failed"]["test_some.py::test_bad"]
+    )
     assert found["skipped"] == {"Skipped: not here": 1}
     text = gpu_table.table({"ops": {}, "peers": {}, "jobs": {}, "steps": {}, "tests": {"cuda": found}})
     assert "did not end: test_some.py::test_end" in text
+    assert "failed: test_some.py::test_bad: AssertionError: sums differ" in text
 
 
 def test_a_commit_without_git(monkeypatch):
