@@ -215,6 +215,7 @@ def test_trainer_trains_evaluates_and_resumes(tokenizers, verses, tmp_path):
 
 
 def test_trainer_keeps_the_best_model(tokenizers, verses, tmp_path):
+    torch.manual_seed(0)  # with other weights the last step may happen to be the best
     batch = inputs(tokenizers["bert"], verses[:8], masked=0.3)
     data = [{name: tensor[i] for name, tensor in batch.items()} for i in range(8)]
     every = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 4, "prediction_loss_only": True}
