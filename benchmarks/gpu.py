@@ -1,12 +1,14 @@
 """Everything a machine with a GPU is asked, in one call of under nine minutes that needs no network.
 
-  python benchmarks/gpu.py                    build, test, sanitise and time the package beside its peers
+  python benchmarks/gpu.py                    build, test, time, compare with peers and sanitise the package
+  python benchmarks/gpu.py --json DIR/gpu.json
   python benchmarks/gpu.py --wheels DIR       build requirements and peers come from the wheels in DIR
   python benchmarks/gpu.py --only build,topk_similarity
   python benchmarks/gpu.py --dry-run          every step on a CPU, with small sizes; tests are only collected
 
 It needs Python with torch for CUDA and triton. A step that fails or takes too long is reported, and the next begins.
-A table is printed last; --json FILE has what is known after every step. Logs of all steps lie beside it.
+Two files come of it, written anew after every step: the one that --json names, and logs.tgz beside it, with what every
+step said. A table is printed last.
 """
 
 from __future__ import annotations
@@ -16,50 +18,62 @@ import contextlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
+import tarfile
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.append(str(ROOT))  # behind site-packages, where the compiled package is
+
+from benchmarks import gpu_table  # noqa: E402
+
 BUILD = ("scikit-build-core", "pybind11", "cmake", "ninja", "pytest", "pytest-timeout", "pytest-xdist", "execnet")
 PEERS = ("liger-kernel", "cut-cross-entropy", "faiss-gpu-cu12", "cuvs-cu12")
-OPS = ("factorized_cross_entropy", "topk_similarity", "factorized_embedding", "truncated_svd")
-JOBS = ("training", "initialization")
-SECONDS = {
-    "build": 150, "tests": 170, "certified": 60, "topk_similarity": 50, "truncated_svd": 35,
-    "factorized_embedding": 45, "factorized_cross_entropy": 60, "training": 70, "initialization": 60,
-    "memcheck": 40, "racecheck": 40, "tiles": 40,
-}  # fmt: skip
+OPS = ("topk_similarity", "truncated_svd", "factorized_embedding", "factorized_cross_entropy")
+BUDGET = 525  # seconds
+MERCY = 8  # seconds a step is given to end by itself
+# The tests that compute-sanitizer watches: small cases of every kernel in CUDA C++.
+SANITISED = "{} and (test_values and small or test_values_of_small_tiles or test_exact and odd)"
 
 
 class Runner:
-    """Runs commands one after the other until the time is up, and keeps what is known in a file."""
+    """Runs commands one after the other until the time is up, and keeps what is known in two files."""
 
-    def __init__(self, options: argparse.Namespace) -> None:
-        self.options, self.end = options, time.monotonic() + 60 * options.minutes
-        self.folder = options.json.parent.resolve()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.results: dict = {"steps": {}, "ops": {}, "jobs": {}}
+    def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
+        self.options, self.scratch, self.end = options, scratch, time.monotonic() + 60 * options.minutes
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        self.results: dict = {"steps": {}, "tests": {}, "ops": {}, "peers": {}, "jobs": {}}
         self.running: list[tuple[str, subprocess.Popen, float, float]] = []
 
-    def wanted(self, name: str) -> bool:
-        return not self.options.only or name in self.options.only
+    def limit(self, step: str) -> float:
+        """Seconds for a step: its share, or twice that where the ones before it left so much."""
+        wanted = [name for name in STEPS if not self.options.only or name in self.options.only]
+        later = sum(STEPS[name][0] for name in wanted[wanted.index(step) + 1 :])
+        left, share = self.end - time.monotonic(), STEPS[step][0]
+        return min(left, max(share, min(2 * share, left - later))) if share else left
 
     def write(self) -> None:
         whole = self.options.json.with_suffix(".part")
         whole.write_text(json.dumps(self.results, indent=1) + "\n")
         whole.replace(self.options.json)
+        with tarfile.open(whole, "w:gz") as logs:
+            logs.add(self.scratch, "logs")
+        whole.replace(self.options.json.with_name("logs.tgz"))
 
     def start(self, name: str, command: list, seconds: float, **environment: str) -> None:
         seconds = min(seconds, self.end - time.monotonic())
         if seconds < 3:
             self.results["steps"][name] = {"status": "no time left", "seconds": 0.0, "said": []}
             return
-        print(f"\n{name}: {' '.join(map(str, command))}", flush=True)
+        print(f"\n{name}, {seconds:.0f} s: {' '.join(map(str, command))}", flush=True)
         with open(self.log(name), "w") as log:  # not a pipe, which a process left behind would hold open
             try:
                 process = subprocess.Popen(
@@ -74,13 +88,14 @@ class Runner:
     def finish(self) -> None:
         """Waits for all that was started, each as long as it may take."""
         for name, process, begin, seconds in self.running:
-            try:
-                status: int | str = process.wait(max(0.1, begin + seconds - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                status = "not finished"
-            with contextlib.suppress(ProcessLookupError):  # its workers, too
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            mercy = min(MERCY, seconds / 4)
+            status = ended(process, begin + seconds - mercy - time.monotonic())
+            if status is None:
+                interrupt(process, signal.SIGINT)  # pytest then says what failed
+                ended(process, mercy)
+            interrupt(process, signal.SIGKILL)
+            ended(process, 5)  # a process that waits for a GPU may outlive its end
+            status = "not finished" if status is None else status
             said = self.log(name).read_text(errors="replace").strip().splitlines()[-40:]
             spent = round(time.monotonic() - begin, 1)
             self.results["steps"][name] = {"status": status, "seconds": spent, "said": said}
@@ -88,202 +103,187 @@ class Runner:
         self.running = []
         self.write()
 
-    def run(self, name: str, command: list, seconds: float | None = None, **environment: str) -> bool:
-        self.start(name, command, SECONDS.get(name, 60) if seconds is None else seconds, **environment)
+    def run(self, name: str, command: list, seconds: float, **environment: str) -> int | str:
+        self.start(name, command, seconds, **environment)
         self.finish()
-        self.write()
-        return self.results["steps"][name]["status"] == 0
-
-    def log(self, name: str) -> Path:
-        return self.folder / f"{name.replace(' ', '-')}.log"
+        return self.results["steps"][name]["status"]
 
     def measured(self, name: str, command: list, seconds: float, **environment: str) -> dict:
         """A command that writes JSON; what it had written when it failed counts."""
-        file = self.folder / f"{name}.json"
-        file.unlink(missing_ok=True)
-        self.run(name, [*command, "--json", file], seconds, **environment)
+        self.run(name, [*command, "--json", self.known(name)], seconds, **environment)
+        return self.read(name)
+
+    def read(self, name: str) -> dict:
         with contextlib.suppress(OSError, ValueError):
-            return json.loads(file.read_text())
+            return json.loads(self.known(name).read_text())
         return {}
 
+    def known(self, name: str) -> Path:
+        return self.log(name).with_suffix(".json")
 
-def python(*arguments: object) -> list:
+    def log(self, name: str) -> Path:
+        return self.scratch / (re.sub(r"[^\w.-]+", "-", name)[:80] + ".log")
+
+
+def ended(process: subprocess.Popen, seconds: float) -> int | None:
+    """How the process has ended within so many seconds, or None."""
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        return process.wait(max(0.1, seconds))
+    return None
+
+
+def interrupt(process: subprocess.Popen, how: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, how)  # its workers, too
+
+
+def python(module: str, *arguments: object) -> list:
     """A module of this folder: behind site-packages, where the compiled package is."""
-    module, *rest = arguments
     code = f"import runpy, sys; sys.path.append({str(ROOT)!r}); runpy.run_module({module!r}, run_name='__main__')"
-    return [sys.executable, "-P" if sys.version_info >= (3, 11) else "-B", "-c", code, *rest]
+    return [sys.executable, "-P" if sys.version_info >= (3, 11) else "-B", "-c", code, *arguments]
 
 
-def build(runner: Runner) -> None:
+def tool(name: str) -> str:
+    """One of CUDA's, which need not be on the path."""
+    return shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}") or name
+
+
+def build(runner: Runner, name: str) -> None:
     options = runner.options
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
     if options.wheels:
-        for name in (*BUILD, *PEERS):
-            if any(options.wheels.glob(f"{name.replace('-', '_')}-*.whl")):
-                runner.run(f"wheel {name}", [*pip, "--no-deps", "--find-links", options.wheels, name], 40)
+        for wheel in (*BUILD, *PEERS):
+            if any(options.wheels.glob(f"{wheel.replace('-', '_')}-*.whl")):
+                runner.run(f"wheel {wheel}", [*pip, "--no-deps", "--find-links", options.wheels, wheel], 40)
     if options.dry_run:
-        runner.run("build", [sys.executable, "-c", "import ofa_fast"])
+        runner.run(name, [sys.executable, "-c", "import ofa_fast"], runner.limit(name))
         return
-    environment, architecture = {}, []
-    if nvcc := shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc"):
-        environment = {"CUDACXX": nvcc}
+    architecture = []
+    with contextlib.suppress(OSError, IndexError):  # for this GPU alone is quicker to compile
         asked = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
-        with contextlib.suppress(OSError, IndexError):  # for this GPU alone is quicker to compile
-            capability = subprocess.run(asked, capture_output=True, text=True).stdout.split()[0].replace(".", "")
-            suffix = "a" if capability == "90" else ""
-            architecture = [f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={capability}{suffix}-real"]
-    runner.run("build", [*pip, "--no-build-isolation", "--no-deps", *architecture, "-e", ROOT], **environment)
+        capability = subprocess.run(asked, capture_output=True, text=True).stdout.split()[0].replace(".", "")
+        suffix = "a" if capability == "90" else ""
+        architecture = [f"-Ccmake.define.CMAKE_CUDA_ARCHITECTURES={capability}{suffix}-real"]
+    install = [*pip, "--no-build-isolation", "--no-deps"]
+    cuda = {"OFA_CUDA": "ON", "CUDACXX": tool("nvcc")}
+    if runner.run(name, [*install, *architecture, "-e", ROOT], runner.limit(name), **cuda) != 0:
+        runner.run("build without CUDA", [*install, "-e", ROOT], 90, OFA_CUDA="OFF")
 
 
-def tests(runner: Runner) -> None:
-    """The ops' tests, which are the GPU's, and beside them all others; each over several processes where that works."""
-    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    collected = ["--collect-only"] if runner.options.dry_run else []
-    cores = os.cpu_count() or 2
-    several = importlib.util.find_spec("xdist") is not None and not collected
-    rest = ["tests/nn"] if collected else ["tests", "--ignore", "tests/ops"]
-    shares = {"tests of the ops": ["tests/ops"], "tests of the rest": rest}
-    for name, chosen in shares.items():
-        workers = ["-n", str(max(1, cores // 2)), "--dist", "worksteal"] if several else []
-        runner.start(name, [*pytest, *chosen, *workers, *collected], SECONDS["tests"], OMP_NUM_THREADS="2")
+def chosen(runner: Runner, words: str) -> list:
+    """pytest's arguments for tests of a backend, which is {} in words; on a CPU the reference's, only collected."""
+    if runner.options.dry_run:
+        return ["-k", words.format("reference"), "--collect-only"]
+    return ["-k", words.format("cuda"), "--timeout-method=thread"]
+
+
+def tests(runner: Runner, name: str) -> None:
+    """The ops' tests of the CUDA kernels and, beside them, of Triton's, each over several processes if possible."""
+    workers = []
+    if importlib.util.find_spec("xdist") and not runner.options.dry_run:
+        workers = ["-n", max(1, (os.cpu_count() or 2) // 2), "--dist", "worksteal"]
+    backends, seconds = {"cuda": "{}", "triton": "triton"}, runner.limit(name)
+    for backend, words in backends.items():
+        share = f"{name} of {backend}"
+        command = python("benchmarks.gpu_tests", "--json", runner.known(share), "tests/ops", "--timeout=60", *workers)
+        command += ["--ignore", "tests/ops/test_triton.py", *chosen(runner, words)]
+        runner.start(share, command, seconds, OMP_NUM_THREADS="2")
     runner.finish()
+    runner.results["tests"] |= {backend: runner.read(f"{name} of {backend}") for backend in backends}
 
 
-def sanitise(runner: Runner, tool: str) -> None:
-    """Small cases of every kernel in CUDA C++, and of Triton's, under NVIDIA's compute-sanitizer."""
-    if runner.options.dry_run or not shutil.which("compute-sanitizer"):
-        runner.run(tool, [sys.executable, "-c", "print('compute-sanitizer: not here')"])
-        return
-    small = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/ops", "-k", "(cuda or triton) and values and small"]
-    command = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "1", sys.executable, *small]
-    runner.run(tool, command, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+def sanitise(runner: Runner, name: str) -> None:
+    """Small cases of the kernels in CUDA C++ under NVIDIA's compute-sanitizer."""
+    seconds = runner.limit(name)
+    files = [f"tests/ops/test_{op}.py" for op in ("topk_similarity", "factorized_embedding")]
+    command = python("benchmarks.gpu_tests", "--json", runner.known(name), *files, f"--timeout={seconds:.0f}")
+    if not runner.options.dry_run:
+        command = [tool("compute-sanitizer"), "--tool", name, "--error-exitcode", "1", *command]
+    runner.run(name, [*command, *chosen(runner, SANITISED)], seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    runner.results["tests"][name] = runner.read(name)
 
 
-def described(runner: Runner) -> None:
-    """The machine, by a process of its own: this one never holds the GPU."""
-    device = "cpu" if runner.options.dry_run else "cuda"
-    code = (
-        f"import json, sys; sys.path.append({str(ROOT)!r}); from benchmarks import machine; "
-        f"print(json.dumps({{'machine': machine.describe({device!r}), 'commit': machine.commit()}}))"
-    )
-    if runner.run("machine", [sys.executable, "-c", code], 60):
-        with contextlib.suppress(ValueError, IndexError):
-            runner.results |= json.loads(runner.results["steps"]["machine"]["said"][-1])
-
-
-def broken(found: dict, name: str) -> str | None:
-    """The CUDA kernels, if nothing was measured because of them: an error of theirs is the end of its process."""
-    if name in OPS:
-        measured = any("entries" in size for size in found.get("sizes", {}).values())
-        return "cuda" if found.get("backend") == "cuda" and not measured else None
-    tried = {key.rpartition(", ")[2] for key in found}
-    return "cuda" if name == "certified" and tried <= {"cuda"} else None
+def merged(first: dict, second: dict) -> dict:
+    """Both, and what both have in the first: of two dictionaries again both."""
+    both = second | first
+    return both | {
+        key: merged(first[key], second[key])
+        for key in first.keys() & second.keys()
+        if isinstance(first[key], dict) and isinstance(second[key], dict)
+    }
 
 
 def measure(runner: Runner, name: str) -> None:
-    """One op beside its peers."""
-    device, seconds = "cpu" if runner.options.dry_run else "cuda", SECONDS[name]
-    command = python("benchmarks.gpu_steps", name, "--device", device, "--seconds", seconds - 15)
+    """A step of gpu_steps.py, and once more without the kernel that ended it, if one did."""
+    seconds, dry = runner.limit(name), runner.options.dry_run
+    command = python("benchmarks.gpu_steps", name, "--device", "cpu" if dry else "cuda")
     # without a GPU Triton's kernels need its interpreter
-    environment = {"TRITON_INTERPRET": "1"} if runner.options.dry_run and name == "tiles" else {}
-    found = runner.measured(name, command, seconds, **environment)
-    if without := broken(found, name):
-        runner.results["steps"][f"{name} on {without}"] = runner.results["steps"][name]
-        found |= runner.measured(name, [*command, "--without", without], seconds, **environment)
-    (runner.results["ops"] if name in OPS else runner.results["jobs"])[name] = found
-    runner.write()
+    environment = {"TRITON_INTERPRET": "1"} if dry and name == "tiles" else {}
+    found = runner.measured(name, [*command, "--seconds", seconds - MERCY], seconds, **environment)
+    culprit = found.get("running")
+    ended_itself = isinstance(runner.results["steps"][name]["status"], int)  # and was not ended for want of time
+    if ended_itself and name != "tiles" and culprit not in (None, "inputs", "roofs"):
+        seconds = runner.limit(name)
+        command += ["--without", culprit, "--seconds", seconds - MERCY]
+        again = runner.measured(f"{name} without {culprit}", command, seconds, **environment)
+        found = merged(again, found)
+        found["ended"] = culprit
+    if name in ("machine", "peers"):
+        runner.results |= found if name == "machine" else {"peers": found.get("ops", {})}
+    else:
+        runner.results["ops" if name in OPS else "jobs"][name] = found
 
 
 def job(runner: Runner, name: str) -> None:
     small = ["--small", "--device", "cpu"] if runner.options.dry_run else []
-    runner.results["jobs"][name] = runner.measured(name, python("benchmarks.whole_job", name, *small), SECONDS[name])
-    runner.write()
+    command = python("benchmarks.whole_job", name, *small)
+    runner.results["jobs"][name] = runner.measured(name, command, runner.limit(name))
 
 
-STEPS: dict[str, Callable[[Runner], None]] = {
-    "build": build,
-    "machine": described,
-    "tests": tests,
-    "certified": lambda runner: measure(runner, "certified"),
-    **{op: lambda runner, op=op: measure(runner, op) for op in OPS},
-    **{name: lambda runner, name=name: job(runner, name) for name in JOBS},
-    **{tool: lambda runner, tool=tool: sanitise(runner, tool) for tool in ("memcheck", "racecheck")},
-    "tiles": lambda runner: measure(runner, "tiles"),
+# What is asked, in this order, and the seconds it is given; what has none gets what is left in the end.
+STEPS: dict[str, tuple[float, Callable[[Runner, str], None]]] = {
+    "build": (115, build),
+    "machine": (30, measure),
+    "tests": (60, tests),
+    "topk_similarity": (25, measure),
+    "truncated_svd": (20, measure),
+    "factorized_embedding": (25, measure),
+    "factorized_cross_entropy": (35, measure),
+    "certified": (35, measure),
+    "training": (55, job),
+    "initialization": (35, job),
+    "peers": (55, measure),
+    "memcheck": (35, sanitise),
+    "racecheck": (0, sanitise),
+    "tiles": (0, measure),
 }
-
-
-def backends_compared(results: dict, ours: str) -> list[str]:
-    """A line for each op, size and backend that is not taken by itself: which one should be."""
-    lines = []
-    for op, measured in results["ops"].items():
-        for name, refusal in measured.get("backends", {}).items():
-            if refusal is not None:
-                lines.append(f"{op} on {name}: {refusal}")
-        for size, result in measured.get("sizes", {}).items():
-            own = result.get("entries", {}).get(ours)
-            for name, entry in result.get("entries", {}).items():
-                if name.startswith(f"{ours} on "):
-                    times = f"{1e3 * own['p50']:.3f} ms, {name.removeprefix(ours + ' ')} {1e3 * entry['p50']:.3f} ms"
-                    said = f", {own['report']} and {entry['report']}" if "report" in entry else ""
-                    faster = f"{entry['p50'] / own['p50']:.2f}x the time"
-                    lines.append(f"{op}, {size}: on {measured['backend']} {times}, {faster}{said}")
-    return lines
-
-
-def table(results: dict, ours: str = "ofa-fast") -> str:
-    lines = [f"{'':72} {'ours':>11} {'best peer':>11} {'ratio':>7} {'memory':>9}"]
-    for op, measured in results["ops"].items():
-        for size, result in measured.get("sizes", {}).items():
-            name = f"{op}: {size}"[:72]
-            if "entries" not in result:
-                lines.append(f"{name:72} {result['refused'][:44]}")
-                continue
-            own = result["entries"][ours]
-            peers = [entry["p50"] for name, entry in result["entries"].items() if not name.startswith(ours)]
-            best = f"{1e3 * min(peers):9.3f}ms {min(peers) / own['p50']:6.2f}x" if peers else f"{'none':>11} {'':>7}"
-            memory = "" if own["memory"] is None else f"{own['memory'] / 2**20:.0f}MiB"
-            lines.append(f"{name:72} {1e3 * own['p50']:9.3f}ms {best} {memory:>9}")
-    lines += backends_compared(results, ours)
-    for name, result in results["jobs"].get("certified", {}).items():
-        same = result["same_scores"] and result["same_indices"]
-        lines.append(
-            f"the CPU's results, {name}: {same}; undecided {result['undecided']}, rescored {result['rescored']}"
-        )
-    if "seconds" in results["jobs"].get("initialization", {}):
-        lines.append(f"initialization: {results['jobs']['initialization']['seconds']}")
-    for name, result in results["jobs"].get("training", {}).items():
-        if name == "ratio":
-            lines.append(f"training, tokens a second: {result:.2f}x the stock model's")
-        else:
-            lines.append(
-                f"training, {name}: {result.get('tokens_per_second', 0):,.0f} tokens/s, batch {result.get('batch')}"
-            )
-    lines += [f"{name}: {done['status']} in {done['seconds']} s" for name, done in results["steps"].items()]
-    return "\n".join(lines)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of build requirements and peers")
-    parser.add_argument("--minutes", type=float, default=8.75, help="for all of it (8.75)")
+    parser.add_argument("--minutes", type=float, default=BUDGET / 60, help=f"for all of it ({BUDGET / 60})")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "gpu.json", metavar="FILE", help="(out/gpu.json)")
     parser.add_argument("--only", type=lambda names: names.split(","), metavar="STEP,…", help=", ".join(STEPS))
     parser.add_argument("--dry-run", action="store_true", help="on a CPU: small sizes, tests only collected, no build")
     options = parser.parse_args()
+    options.json = options.json.resolve()
     for name in options.only or ():
         if name not in STEPS:
             parser.error(f"--only must name steps of {', '.join(STEPS)}; got {name!r}")
-    runner = Runner(options)
-    for name, step in STEPS.items():
-        if not runner.wanted(name):
-            continue
-        try:
-            step(runner)
-        except Exception as error:  # the next step may work all the same
-            runner.results["steps"][name] = {"status": f"{type(error).__name__}: {error}", "seconds": 0.0, "said": []}
-            print(f"{name}: {error}", flush=True)
-        runner.write()
-    print("\n" + table(runner.results))
+    with tempfile.TemporaryDirectory() as scratch:
+        runner = Runner(options, Path(scratch))
+        for name, (_, step) in STEPS.items():
+            if options.only and name not in options.only:
+                continue
+            try:
+                step(runner, name)
+            except Exception as error:  # the next step may work all the same
+                said = {"status": f"{type(error).__name__}: {error}", "seconds": 0.0, "said": []}
+                runner.results["steps"][name] = said
+                print(f"{name}: {error}", flush=True)
+            runner.write()
+    print("\n" + gpu_table.table(runner.results))
     return int(any(done["status"] != 0 for done in runner.results["steps"].values()))
 
 

@@ -1,20 +1,26 @@
 """The measurements of `benchmarks/gpu.py`, each in its own process, as a kernel that fails takes its process along.
 
-  python -m benchmarks.gpu_steps STEP --json FILE [--seconds S] [--device cpu] [--without BACKEND]
+  python -m benchmarks.gpu_steps STEP --json FILE [--seconds S] [--device cpu] [--without NAME]
 
-STEP is an op, which is timed on each of its backends and beside its peers at the sizes below; certified, which compares
-large searches on each backend with the CPU's; or tiles, which times the cross entropy with other tiles than it takes.
-FILE has what is known after every size. On a CPU all of it is small, with one peer; tiles then needs Triton's
+STEP is an op, which is timed on each of its backends at the sizes below; peers, which times everything else that does
+what the ops do, each alone; certified, which compares large searches on each backend with the CPU's; machine, which
+says what all of it ran on and how fast that is; or tiles, which times the cross entropy with other tiles than it takes.
+
+FILE has what is known after every entry, and under `running` the backend or peer that was at work when it was written:
+where the process ended, the one that ended it. On a CPU all of it is small, with one peer; tiles then needs Triton's
 interpreter.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import dataclasses
 import importlib
+import importlib.metadata
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -31,8 +37,8 @@ SIZES = {
     },
     "truncated_svd": {"250,002 x 768, R 400": {"kind": "decaying"}},
     "factorized_embedding": {
-        f"16,384 ids of text, V 401,145, R 200, D {width}, {dtype}": {
-            "gradient": "dense", "width": width, "dtype": dtype
+        f"16,384 ids, V 401,145, R 200, D {width}, {dtype}": {
+            "gradient": "dense", "text": False, "width": width, "dtype": dtype
         }
         for width, dtype in ((768, "bfloat16"), (768, "float32"), (4096, "bfloat16"))
     },
@@ -46,30 +52,80 @@ SIZES = {
         )
     },
 }  # fmt: skip
-BACKENDS_ALONE = {  # sizes that are there to choose a backend by, at which peers would take time that is short
+BACKENDS_ALONE = {  # sizes that are there to choose a backend by, without peers
     "topk_similarity": {"512 x 250,002 x 200, k = 10": {"kind": "Gaussian", "queries": 512}},
     "factorized_embedding": {
-        "16,384 ids of text, V 401,145, R 200, D 768, bfloat16, sparse": {"gradient": "sparse", "dtype": "bfloat16"},
-        "16,384 ids of text, V 401,145, R 200, D 768, bfloat16, forward": {"gradient": None, "dtype": "bfloat16"},
-        "512 ids, V 401,145, R 200, D 768, bfloat16": {
-            "gradient": "dense", "text": False, "tokens": 512, "dtype": "bfloat16"
-        },
+        f"{size}, V 401,145, R 200, D 768, bfloat16, {gradient or 'forward'}": {
+            "gradient": gradient, "text": False, "tokens": tokens, "dtype": "bfloat16"
+        }
+        for size, tokens, gradient in (
+            ("16,384 ids", 16_384, "sparse"), ("16,384 ids", 16_384, None), ("512 ids", 512, "dense")
+        )
     },
 }  # fmt: skip
+# How sizes and peers begin that take seconds a call, or to compile: they come after all others, at an op's first size.
+SLOW = ("400,000", "torch.linalg.svd", "torch.compile")
 TILES = (
     ((128, 64), 8, 2), ((128, 64), 8, 3), ((64, 64), 4, 2), ((64, 64), 4, 3), ((64, 32), 4, 3), ((128, 32), 8, 3),
     ((128, 128), 8, 2),
 )  # fmt: skip
 
 
-def backends(op: str, device: str, without: str | None = None) -> dict[str, str | None]:
-    """The op's backends, the one that is taken by itself first, each with the reason why it cannot be used, or None."""
+class Found:
+    """What is known, and until when there is time to find out more."""
+
+    def __init__(self, file: Path, device: str, seconds: float, without: list[str]) -> None:
+        self.file, self.device, self.end, self.without = file, device, time.monotonic() + seconds, without
+        self.known: dict = {"running": None}
+
+    def write(self) -> None:
+        whole = self.file.with_suffix(".part")
+        whole.write_text(json.dumps(self.known, indent=1) + "\n")
+        whole.replace(self.file)
+
+    @contextlib.contextmanager
+    def entry(self, name: str, failed: dict[str, str]) -> Iterator[None]:
+        """One backend or peer at work; its error is kept, and what comes behind it goes on."""
+        self.known["running"] = name
+        self.write()
+        try:
+            if time.monotonic() > self.end:
+                raise TimeoutError("no time left")
+            yield
+        except Exception as error:  # Triton's derive from Exception alone
+            failed[name] = f"{type(error).__name__}: {error}"[:300]
+            print(f"  {name}: {failed[name]}", flush=True)
+            if self.device == "cuda":
+                torch.cuda.synchronize()  # after an illegal access it fails as all calls will, which ends this process
+                torch.cuda.empty_cache()
+        self.known["running"] = None
+        self.write()
+
+    def measure(self, contest: harness.Contest, name: str, entry: Callable, key: str = OURS) -> dict:
+        prepared = (key,) if name in contest.prepared else ()
+        alone = dataclasses.replace(contest, entries={key: entry}, prepared=prepared)
+        seconds = 0.5 if self.device == "cuda" else 0.05
+        found = harness.run(alone, self.device, rounds=9, seconds=seconds)[key]
+        print(f"  {name:48} {1e3 * found['p50']:10.3f} ms  {found['errors']}", flush=True)
+        return found
+
+
+def backends(op: str, device: str, without: list[str]) -> dict[str, str | None]:
+    """The op's backends, those that can be used first, each with the reason why it cannot be, or None."""
     from ofa_fast.ops._op import OPS, ORDER
 
     refusals = {name: OPS[op].refusal(name, device, {torch.bfloat16}) for name in ORDER[device]}
-    if without in refusals:
-        refusals[without] = refusals[without] or "left out, as it ended the process"
+    for name in without:
+        if name in refusals:
+            refusals[name] = refusals[name] or "left out, as it ended the process"
     return dict(sorted(refusals.items(), key=lambda item: item[1] is not None))
+
+
+def usable(refusals: dict[str, str | None], device: str) -> list[str]:
+    names = [name for name, refusal in refusals.items() if refusal is None]
+    if device == "cuda" and names != ["reference"]:
+        names.remove("reference")  # a definition, not made for large sizes
+    return names
 
 
 def on(name: str, entry: Callable) -> Callable:
@@ -80,118 +136,121 @@ def on(name: str, entry: Callable) -> Callable:
     return call
 
 
-def roofs(device: str) -> dict[str, float]:
-    if device == "cpu":
-        return {}
-    a = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
-    harness.timed(lambda: a @ a, device)
-    bf16 = 2 * 8192**3 / harness.timed(lambda: a @ a, device, 10)[0]
-    return machine.roofs(device) | {"bf16 torch matmul": bf16}
-
-
-def usable(contest: harness.Contest, most: int) -> dict[str, str]:
-    """Leaves in the contest so many peers, of those that can be called, and says why not of the others."""
-    refused = {}
-    contest.entries = dict(list(contest.entries.items())[: most + 1])
-    for name in [name for name in contest.entries if name != OURS]:
-        try:
-            contest.entries[name]()
-        except Exception as error:
-            del contest.entries[name]
-            refused[name] = f"{type(error).__name__}: {error}"[:300]
-            torch.cuda.empty_cache()
-    contest.prepared = tuple(name for name in contest.prepared if name in contest.entries)
-    return refused
-
-
-def measure(op: str, device: str, seconds: float, write, without: str | None = None) -> None:
-    """Ours on each of its backends, and every peer, at the sizes above, as far as time allows."""
-    module, end = importlib.import_module(f"benchmarks.{op}"), time.monotonic() + seconds
-    refusals = backends(op, device, without)
-    default, *others = [name for name, refusal in refusals.items() if refusal is None]
-    if device == "cuda":
-        others = [name for name in others if name != "reference"]  # a definition, not made for large sizes
-    results = {"backend": default, "backends": refusals, "roofs": roofs(device), "sizes": {}}
-    write(results)
-    alone = BACKENDS_ALONE.get(op, {})
-    sizes = SIZES[op] | alone if device == "cuda" else {module.SMALL: module.SIZES[module.SMALL]}
+def contests(op: str, found: Found, sizes: dict) -> Iterator[tuple[str, harness.Contest, dict]]:
+    """Every size whose inputs can be made, with its contest and where its results go."""
+    module = importlib.import_module(f"benchmarks.{op}")
     for size, arguments in sizes.items():
-        if time.monotonic() > end:
-            results["sizes"][size] = {"refused": "no time left"}
-            continue
-        contest = None  # its memory is free before the next one's is asked for
-        try:
-            contest = module.contest(**arguments, device=device)
-            ours = contest.entries.pop(OURS)
-            own = {OURS: on(default, ours)} | {f"{OURS} on {name}": on(name, ours) for name in others}
-            contest.entries = own | contest.entries
-            peers = 0 if size in alone else 99 if device == "cuda" else 1
-            refused = usable(contest, len(own) - 1 + peers)
-            entries = harness.run(contest, device, rounds=9, seconds=0.5 if device == "cuda" else 0.05)
-            results["sizes"][size] = {"entries": entries, "refused_peers": refused}
-            if contest.report:
-                for name, key in zip((default, *others), own, strict=True):
-                    if key in entries:
-                        entries[key]["report"] = on(name, contest.report)()
-            for name, entry in entries.items():
-                print(f"  {name:48} {1e3 * entry['p50']:10.3f} ms  {entry['errors']}", flush=True)
-        except (harness.Skip, torch.OutOfMemoryError, RuntimeError) as error:
-            results["sizes"][size] = {"refused": f"{type(error).__name__}: {error}"[:300]}
-        write(results)
-    write(results)
+        result = found.known["ops"].setdefault(op, {}).setdefault(size, {"entries": {}, "failed": {}})
+        contest = None
+        with found.entry("inputs", result["failed"]):
+            contest = module.contest(**arguments, device=found.device)
+        if contest:
+            yield size, contest, result
 
 
-def certified(device: str, write, without: str | None = None) -> None:
+def sizes_of(op: str, device: str) -> dict:
+    module = importlib.import_module(f"benchmarks.{op}")
+    return SIZES[op] if device == "cuda" else {module.SMALL: module.SIZES[module.SMALL]}
+
+
+def measure(op: str, found: Found) -> None:
+    """Ours on each of its backends."""
+    refusals = backends(op, found.device, found.without)
+    sizes = sizes_of(op, found.device) | (BACKENDS_ALONE.get(op, {}) if found.device == "cuda" else {})
+    found.known |= {"backends": refusals, "ops": {}}
+    for _, contest, result in contests(op, found, sizes):
+        for name in usable(refusals, found.device):
+            with found.entry(name, result["failed"]):
+                result["entries"][name] = found.measure(contest, name, on(name, contest.entries[OURS]))
+                if contest.report:
+                    result["entries"][name]["report"] = on(name, contest.report)()
+    if any(result["failed"] for result in found.known["ops"][op].values()):
+        raise SystemExit("some of it could not be measured")
+
+
+def peers(found: Found) -> None:
+    """Everything but ours, each alone, the slow ones after all others; one that fails is no failure of this step."""
+    found.known["ops"] = {}
+    for slow in (False, True) if found.device == "cuda" else (False,):
+        for op in reversed(OPS):
+            sizes = sizes_of(op, found.device)
+            sizes = (
+                dict(list(sizes.items())[:1]) if slow else {s: a for s, a in sizes.items() if not s.startswith(SLOW)}
+            )
+            for size, contest, result in contests(op, found, sizes):
+                names = [name for name in contest.entries if name != OURS and name not in found.without]
+                names = [name for name in names if (size.startswith(SLOW) or name.startswith(SLOW)) == slow]
+                for name in names if found.device == "cuda" else names[:1]:
+                    with found.entry(name, result["failed"]):
+                        result["entries"][name] = found.measure(contest, name, contest.entries[name], name)
+
+
+def certified(found: Found) -> None:
     """Searches of many queries on each backend, and of some of them on the CPU: the same bits are asked for."""
     from benchmarks.topk_similarity import random_vectors
     from ofa_fast.ops import topk_similarity
 
+    device, found.known["failed"], found.known["searches"] = found.device, {}, {}
     many, count, d, some = (400_000, 250_002, 300, 4_096) if device == "cuda" else (300, 2_000, 24, 50)
-    used = [name for name, refusal in backends("topk_similarity", device, without).items() if refusal is None]
-    if device == "cuda" and used != ["reference"]:
-        used.remove("reference")
-    results = {}
+    names = usable(backends("topk_similarity", device, found.without), device)
     for kind in ("clustered", "heavy tails"):
         queries, keys = random_vectors(many, d, kind, 1), random_vectors(count, d, kind, 2)
         keys[1], keys[count // 2] = keys[0], keys[0]  # ties
         sample = torch.linspace(0, many - 1, some).long()
         there = queries.to(device), keys.to(device)
         expected = topk_similarity(queries[sample], keys, 10)
-        for name in used:
-            search = on(name, lambda there=there: topk_similarity(*there, 10, return_report=True))
-            spent, (*found, report) = harness.timed(search, device)
-            same = [torch.equal(got.cpu()[sample], want) for got, want in zip(found, expected, strict=True)]
-            results[f"{many:,} x {count:,} x {d}, {kind}, {name}"] = {
-                "compared": some,
-                "same_scores": same[0],
-                "same_indices": same[1],
-                "first_call": spent,
-            } | report
-            write(results)
-    if not all(result["same_scores"] and result["same_indices"] for result in results.values()):
-        raise SystemExit("the search on this device is not the CPU's")
+        for name in names:
+            with found.entry(name, found.known["failed"]):
+                search = on(name, lambda there=there: topk_similarity(*there, 10, return_report=True))
+                spent, (*results, report) = harness.timed(search, device)
+                same = [torch.equal(got.cpu()[sample], want) for got, want in zip(results, expected, strict=True)]
+                found.known["searches"][f"{many:,} x {count:,} x {d}, {kind}, {name}"] = {
+                    "compared": some,
+                    "same_scores": same[0],
+                    "same_indices": same[1],
+                    "first_call": spent,
+                } | report
+    searches = found.known["searches"].values()
+    if found.known["failed"] or not all(result["same_scores"] and result["same_indices"] for result in searches):
+        raise SystemExit("a search on this device failed, or is not the CPU's")
 
 
-def tiles(device: str, seconds: float, write) -> None:
+def described(found: Found) -> None:
+    versions = {}
+    for package in ("triton", "transformers", "tokenizers"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    described = machine.describe(found.device)
+    described["versions"] |= versions | {"cuda": torch.version.cuda}
+    found.known |= {"machine": described, "commit": machine.commit(), "failed": {}}
+    found.write()
+    if found.device == "cuda":
+        with found.entry("roofs", found.known["failed"]):
+            a = torch.randn(8192, 8192, device="cuda", dtype=torch.bfloat16)
+            harness.timed(lambda: a @ a, "cuda")
+            bf16 = 2 * 8192**3 / harness.timed(lambda: a @ a, "cuda", 10)[0]
+            found.known["roofs"] = machine.roofs("cuda") | {"bf16 torch matmul": bf16}
+
+
+def tiles(found: Found) -> None:
     """Milliseconds of both directions of the cross entropy by tile, warps and stages, which change bits only."""
     from ofa_fast.ops.factorized_cross_entropy import triton as kernels
 
-    end, results, before = time.monotonic() + seconds, {}, kernels._tiles
+    device, before, found.known["failed"] = found.device, kernels._tiles, {}
+    results = found.known["tiles"] = {}
     n, v, r, d = (8192, 401_145, 200, 768) if device == "cuda" else (16, 64, 16, 32)
     hidden, coordinates, basis = (
         torch.randn(*shape, device=device).mul_(scale).bfloat16()
         for shape, scale in (((n, d), 1.0), ((v, r), r**-0.5), ((r, d), 0.05))
     )
-    for labelled in (n, n * 3 // 20):
-        labels = torch.where(torch.arange(n) < labelled, torch.randint(v, (n,)), -100).to(device)
-        inputs = hidden, coordinates, basis, labels, None
-        for tile, warps, stages in TILES if device == "cuda" else TILES[:1]:
+    for tile, warps, stages in TILES if device == "cuda" else TILES[:1]:
+        compiled = {"num_warps": warps, "num_stages": stages, "maxnreg": 255}
+        for labelled in (n, n * 3 // 20):
+            labels = torch.where(torch.arange(n) < labelled, torch.randint(v, (n,)), -100).to(device)
+            inputs = hidden, coordinates, basis, labels, None
             name = f"{labelled:,} labelled, tile {tile[0]} x {tile[1]}, {warps} warps, {stages} stages"
-            if time.monotonic() > end:
-                return
-            compiled = {"num_warps": warps, "num_stages": stages, "maxnreg": 255}
             kernels._tiles = lambda dtype, rank, tile=tile, compiled=compiled: (tile, compiled)
-            try:
+            with found.entry(name, found.known["failed"]):
                 saved = kernels.forward(*inputs, -100, True)
                 slopes = torch.full_like(saved[0], 1 / n), torch.zeros_like(saved[0])
                 calls = {
@@ -205,32 +264,27 @@ def tiles(device: str, seconds: float, write) -> None:
                     call()
                     times[way] = min(harness.timed(call, device)[0] for _ in range(5 if device == "cuda" else 1))
                 results[name] = times
-            except Exception as error:  # a tile that does not fit
-                results[name] = {"refused": f"{type(error).__name__}: {error}"[:200]}
-            finally:
-                kernels._tiles = before
-            print(f"  {name}: {results[name]}", flush=True)
-            write(results)
+                print(f"  {name}: {times}", flush=True)
+            kernels._tiles = before
+
+
+STEPS = {"peers": peers, "certified": certified, "machine": described, "tiles": tiles}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=(*OPS, "certified", "tiles"))
+    parser.add_argument("step", choices=(*OPS, *STEPS))
     parser.add_argument("--json", type=Path, required=True, metavar="FILE")
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    parser.add_argument("--without", metavar="BACKEND", help="measure all but this one")
+    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="all but this backend or peer")
     options = parser.parse_args()
-
-    def write(results: dict) -> None:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
-
+    found = Found(options.json, options.device, options.seconds, options.without)
     if options.step in OPS:
-        measure(options.step, options.device, options.seconds, write, options.without)
-    elif options.step == "certified":
-        certified(options.device, write, options.without)
+        measure(options.step, found)
     else:
-        tiles(options.device, options.seconds, write)
+        STEPS[options.step](found)
+    found.write()
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
   python -m benchmarks.whole_job initialization    250,002 source and 401,145 target subwords, 600,000 word vectors
   python -m benchmarks.whole_job training          XLM-R base with a table of 401,145 subwords, in transformers' Trainer
 
---small does the same with small numbers. Each word is one subword here, so that tokenising takes the least it can, and
-ids fall off as those of words do. Both models train with the same Trainer, batches, precision and fused AdamW.
+--small does the same with small numbers; --json FILE has what is known after every model or run. Each word is one
+subword here, so that tokenising takes the least it can, and ids fall off as those of words do. Both models train with
+the same Trainer, batches, precision and fused AdamW.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -40,7 +42,7 @@ def tokenizer(first: int, size: int):
     return PreTrainedTokenizerFast(tokenizer_object=words, cls_token="<s>", sep_token="</s>", **names)
 
 
-def initialization(size: SimpleNamespace, device: str) -> dict:
+def initialization(size: SimpleNamespace, device: str, write: Callable[[dict], None]) -> None:
     """Seconds of every stage of ``initialize`` with the source table on the device, twice: the first one compiles."""
     import ofa_fast
 
@@ -49,11 +51,12 @@ def initialization(size: SimpleNamespace, device: str) -> dict:
     words = ofa_fast.WordVectors([f"w{i}" for i in range(size.words)], vectors, "eng")
     source, target = tokenizer(0, size.sources), tokenizer(size.sources - size.shared, size.targets)
     table = torch.randn(size.sources, size.width, generator=torch.Generator().manual_seed(0)).to(device)
-    for _ in range(2):
+    seconds = {}
+    for run in ("first", "second"):
         begin = time.perf_counter()
         result = ofa_fast.initialize(table, source, target, words, rank=size.rank)
-        seconds = {"all": time.perf_counter() - begin, **result.report["seconds"]}
-    return {"seconds": seconds, "counts": result.report["counts"]}
+        seconds[run] = {"all": time.perf_counter() - begin, **result.report["seconds"]}
+        write({"seconds": seconds, "counts": result.report["counts"]})
 
 
 def models(size: SimpleNamespace):
@@ -90,8 +93,13 @@ def batches(size: SimpleNamespace) -> list[dict[str, torch.Tensor]]:
     ]
 
 
-def training(size: SimpleNamespace, device: str) -> dict:
-    """Tokens a second and peak memory of both models; a model that does not fit is halved in its batch."""
+def training(size: SimpleNamespace, device: str, write: Callable[[dict], None]) -> None:
+    """Tokens a second and peak memory of both models; a model that does not fit is halved in its batch.
+
+    With them the dtype of the states that the loss is computed from. The head of XLM-R ends in a LayerNorm, which
+    autocast computes in float32: a loss that is no matrix product to autocast, such as ours, then takes its float32
+    kernels, and is to be read as one of float32.
+    """
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Clock(TrainerCallback):
@@ -115,13 +123,14 @@ def training(size: SimpleNamespace, device: str) -> dict:
             loss = Trainer(model, options, train_dataset=rows, callbacks=[clock]).train().training_loss
         return loss, (clock.seconds[1] - clock.seconds[0]) / size.steps
 
-    rows, results = batches(size), {}
-    for name, make in models(size).items():
+    rows, results, last = batches(size), {}, {}
+    for name, make in reversed(models(size).items()):
         batch = size.batch
         while batch:
             harness._reset_peak(device)
             try:
                 model = make()
+                model.lm_head.layer_norm.register_forward_hook(lambda *call: last.update(dtype=call[2].dtype))
                 parameters = sum(p.numel() for p in model.parameters())
                 loss, seconds = train(model, batch)
             except torch.OutOfMemoryError:
@@ -136,13 +145,15 @@ def training(size: SimpleNamespace, device: str) -> dict:
                 "memory": harness._peak(device),
                 "parameters": parameters,
                 "loss": loss,
+                "of_the_loss": str(last["dtype"]).removeprefix("torch."),
             }
             break
         else:
             results[name] = {"refused": "no batch fits into memory"}
+        write(results)
     if all("tokens_per_second" in result for result in results.values()):
         results["ratio"] = results[harness.OURS]["tokens_per_second"] / results["stock"]["tokens_per_second"]
-    return results
+        write(results)
 
 
 def main() -> None:
@@ -153,10 +164,16 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="(printed only)")
     options = parser.parse_args()
     job = {"initialization": initialization, "training": training}[options.what]
-    found = json.dumps(job(SMALL if options.small else FULL, options.device), indent=1)
-    print(found)
-    if options.json:
-        options.json.write_text(found + "\n")
+
+    def write(found: dict) -> None:
+        text = json.dumps(found, indent=1)
+        print(text, flush=True)
+        if options.json:
+            whole = options.json.with_suffix(".part")
+            whole.write_text(text + "\n")
+            whole.replace(options.json)
+
+    job(SMALL if options.small else FULL, options.device, write)
 
 
 if __name__ == "__main__":

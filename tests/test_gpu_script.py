@@ -7,96 +7,213 @@ import importlib
 import json
 import subprocess
 import sys
+import tarfile
 import time
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OWN = {"ofa-fast", "ofa-fast on reference"}
 if str(ROOT) not in sys.path:
     sys.path.append(str(ROOT))  # behind site-packages, where the compiled package is
 
-gpu, gpu_steps = (importlib.import_module(f"benchmarks.{name}") for name in ("gpu", "gpu_steps"))
+gpu, gpu_steps, gpu_tests, gpu_table, machine = (
+    importlib.import_module(f"benchmarks.{name}") for name in ("gpu", "gpu_steps", "gpu_tests", "gpu_table", "machine")
+)
 
 
 def test_every_step(tmp_path):
     pytest.importorskip("triton")
-    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--dry-run", "--json", tmp_path / "gpu.json"]
+    command = [sys.executable, ROOT / "benchmarks" / "gpu.py", "--dry-run", "--json", tmp_path / "out" / "gpu.json"]
     said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert said.returncode == 0, said.stdout[-4000:] + said.stderr[-2000:]
-    results = json.loads((tmp_path / "gpu.json").read_text())
+    assert {file.name for file in tmp_path.rglob("*") if file.is_file()} == {"gpu.json", "logs.tgz"}
+    results = json.loads((tmp_path / "out" / "gpu.json").read_text())
     assert {done["status"] for done in results["steps"].values()} == {0}
     assert set(gpu.STEPS) - {"tests"} <= set(results["steps"])
     assert {"machine", "commit"} <= set(results)
     for op in gpu.OPS:
-        (size,) = results["ops"][op]["sizes"].values()
-        assert len(size["entries"]) == 3 and not size["refused_peers"]
-        assert set(size["entries"]) > OWN
-        assert results["ops"][op]["backend"] == "cpu"
-    (search,) = results["ops"]["topk_similarity"]["sizes"].values()
-    assert all(set(search["entries"][name]["report"]) == {"undecided", "rescored"} for name in OWN)
-    assert all("tokens_per_second" in results["jobs"]["training"][name] for name in ("stock", "ofa-fast"))
-    assert results["jobs"]["initialization"]["seconds"]["all"] > 0
-    assert all("forward" in times for times in results["jobs"]["tiles"].values())
+        (size,) = results["ops"][op]["ops"][op].values()
+        assert set(size["entries"]) == {"cpu", "reference"} and not size["failed"]
+        (others,) = results["peers"][op].values()
+        assert len(others["entries"]) == 1 and not others["failed"]
+    (search,) = results["ops"]["topk_similarity"]["ops"]["topk_similarity"].values()
+    assert all(set(entry["report"]) == {"undecided", "rescored"} for entry in search["entries"].values())
+    training = results["jobs"]["training"]
+    assert all("tokens_per_second" in training[name] for name in ("stock", "ofa-fast"))
+    assert training["ofa-fast"]["of_the_loss"] == "float32"
+    assert [run["all"] > 0 for run in results["jobs"]["initialization"]["seconds"].values()] == [True, True]
+    assert all("forward" in times for times in results["jobs"]["tiles"]["tiles"].values())
     table = said.stdout.rpartition("best peer")[2]
-    assert "truncated_svd: small" in table and "on cpu" in table and "x the time, {'undecided': 0" in table
+    for line in ("truncated_svd: small", "x the time, {'undecided': 0", "training, ofa-fast", "initialization, second"):
+        assert line in table, line
+    with tarfile.open(tmp_path / "out" / "logs.tgz") as logs:
+        names = {Path(name).name for name in logs.getnames()}
+        assert {"build.log", "memcheck.log", "peers.json", "tests-of-triton.log"} <= names
+        collected = logs.extractfile("logs/memcheck.log").read().decode()
+    assert all(f"{test}[" in collected for test in ("test_exact", "test_values_of_small_tiles", "test_values"))
+
+
+def test_shares_fit():
+    """Own results come before peers, and all that has a share has its time."""
+    order = list(gpu.STEPS)
+    assert sum(share for share, _ in gpu.STEPS.values()) <= gpu.BUDGET
+    assert order.index("tests") < order.index(gpu.OPS[0]) < order.index("certified") < order.index("training")
+    assert order.index("initialization") < order.index("peers") < order.index("memcheck") < order.index("tiles")
 
 
 @pytest.fixture
 def runner(tmp_path):
-    return gpu.Runner(argparse.Namespace(json=tmp_path / "out" / "gpu.json", minutes=1.0, only=None, dry_run=True))
+    options = argparse.Namespace(json=tmp_path / "out" / "gpu.json", minutes=1.0, only=None, dry_run=True, wheels=None)
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return gpu.Runner(options, scratch)
+
+
+def test_time_saved_goes_to_the_next(runner):
+    runner.end = time.monotonic() + gpu.BUDGET
+    assert runner.limit("build") == gpu.STEPS["build"][0]
+    runner.end = time.monotonic() + gpu.BUDGET - 30  # the build took so long
+    share = gpu.STEPS["machine"][0]
+    assert runner.limit("machine") == 2 * share
+    runner.end = time.monotonic() + 7
+    assert runner.limit("peers") <= 7 and 6 < runner.limit("racecheck") <= 7
 
 
 def test_what_fails_is_reported(runner):
     begin = time.monotonic()
-    assert not runner.run("fails", [sys.executable, "-c", "print('why'); raise SystemExit(3)"])
-    assert not runner.run("absent", ["no-such-program"])
-    assert not runner.run("hangs", ["sh", "-c", "echo begun; sleep 60 & sleep 60"], 0.5 + 3)
+    assert runner.run("fails", [sys.executable, "-c", "print('why'); raise SystemExit(3)"], 20) == 3
+    assert "no-such-program" in runner.run("absent", ["no-such-program"], 20)
+    assert runner.run("hangs", ["sh", "-c", "trap '' INT; echo begun; sleep 60 & sleep 60"], 4) == "not finished"
+    assert runner.run("is asked first", ["sh", "-c", "trap 'echo asked; exit 1' INT; sleep 60"], 4) == "not finished"
     assert time.monotonic() - begin < 30
     written = "import sys, pathlib; pathlib.Path(sys.argv[2]).write_text('{\"a\": 1}'); raise SystemExit(1)"
     assert runner.measured("partial", [sys.executable, "-c", written], 20) == {"a": 1}
     assert runner.measured("nothing", [sys.executable, "-c", "raise SystemExit(1)"], 20) == {}
     steps = json.loads(runner.options.json.read_text())["steps"]
     assert (steps["fails"]["status"], steps["fails"]["said"]) == (3, ["why"])
-    assert "no-such-program" in steps["absent"]["status"]
-    assert (steps["hangs"]["status"], steps["hangs"]["said"]) == ("not finished", ["begun"])
+    assert steps["hangs"]["said"] == ["begun"] and steps["is asked first"]["said"] == ["asked"]
     runner.end = time.monotonic()
-    assert not runner.run("late", ["true"])
-    assert runner.results["steps"]["late"]["status"] == "no time left"
-    assert "hangs: not finished" in gpu.table(runner.results)
+    assert runner.run("late", ["true"], 20) == "no time left"
+    assert "hangs: not finished" in gpu_table.table(runner.results)
+    assert {file.name for file in runner.options.json.parent.iterdir()} == {"gpu.json", "logs.tgz"}
 
 
-def test_a_backend_that_ends_the_process_is_left_out(runner, monkeypatch):
+def test_without_a_cuda_compiler_the_rest_is_built(runner, monkeypatch):
+    asked = []
+
+    def run(name, command, seconds, **environment):
+        asked.append((name, environment["OFA_CUDA"]))
+        return int(environment["OFA_CUDA"] == "ON")
+
+    runner.options.dry_run = False
+    monkeypatch.setattr(runner, "run", run)
+    gpu.build(runner, "build")
+    assert asked == [("build", "ON"), ("build without CUDA", "OFF")]
+
+
+def test_a_sanitizer_that_is_absent_is_no_success(runner, monkeypatch):
+    runner.options.dry_run = False
+    monkeypatch.setattr(gpu, "tool", lambda name: f"/nowhere/{name}")
+    gpu.sanitise(runner, "memcheck")
+    assert "/nowhere/compute-sanitizer" in runner.results["steps"]["memcheck"]["status"]
+
+
+@pytest.mark.parametrize(
+    ("status", "running", "times"),
+    [(-11, "cuda", 2), (1, "cuda", 2), (-11, "inputs", 1), (1, None, 1), ("not finished", "cuda", 1)],
+)
+def test_a_backend_that_ends_the_process_is_left_out(runner, monkeypatch, status, running, times):
+    """A step that ran out of time is not asked again."""
     asked = []
 
     def measured(name, command, seconds, **environment):
         asked.append(command)
         ends = "--without" not in command
-        runner.results["steps"][name] = {"status": -11 if ends else 0, "seconds": 1.0, "said": []}
-        small = {"refused": "illegal memory access"} if ends else {"entries": {}}
-        return {"backend": "cuda" if ends else "triton", "sizes": {"small": small}}
+        runner.results["steps"][name] = {"status": status if ends else 0, "seconds": 1.0, "said": []}
+        entry = {"p50": 1.0, "memory": None}
+        sizes = {"first": {"entries": {"cuda": entry}, "failed": {}}} if ends else {}
+        sizes |= {"second": {"entries": {} if ends else {"triton": entry}, "failed": {}}}
+        return {"running": running if ends else None, "backends": {}, "ops": {"topk_similarity": sizes}}
 
     monkeypatch.setattr(runner, "measured", measured)
     gpu.measure(runner, "topk_similarity")
-    assert len(asked) == 2 and asked[1][-2:] == ["--without", "cuda"]
-    assert runner.results["ops"]["topk_similarity"]["backend"] == "triton"
-    assert runner.results["steps"]["topk_similarity on cuda"]["status"] == -11
+    assert len(asked) == times
+    found = runner.results["ops"]["topk_similarity"]
+    if times == 2:
+        assert asked[1][asked[1].index("--without") + 1] == "cuda" and found["ended"] == "cuda"
+        assert list(found["ops"]["topk_similarity"]["second"]["entries"]) == ["triton"]
+    assert found["ops"]["topk_similarity"]["first"]["entries"]["cuda"]["p50"] == 1.0
+    assert "topk_similarity: first" in gpu_table.table(runner.results)
+    assert "left out" in gpu_steps.backends("truncated_svd", "cpu", without=["cpu"])["cpu"]
 
-    assert gpu.broken({}, "certified") == gpu.broken({"many, clustered, cuda": {}}, "certified") == "cuda"
-    assert gpu.broken({"many, clustered, cuda": {}, "many, clustered, triton": {}}, "certified") is None
-    refusals = gpu_steps.backends("truncated_svd", "cpu", without="cpu")
-    assert list(refusals) == ["reference", "cpu"] and "left out" in refusals["cpu"]
+
+class Strange(Exception):
+    """As Triton's errors, which are no RuntimeError."""
 
 
-def test_a_peer_that_fails_leaves_the_contest():
-    def broken():
-        raise RuntimeError("no kernel image")
+def test_an_entry_that_fails_costs_no_other(tmp_path, monkeypatch):
+    """What is known is in the file when the next entry begins, and who is at work."""
+    file = tmp_path / "found.json"
+    found = gpu_steps.Found(file, "cpu", 60, [])
+    seen = []
 
-    entries = {"ofa-fast": lambda: 1, "peer": lambda: 2, "broken": broken}
-    contest = gpu_steps.harness.Contest(entries, errors=None, operations=1.0, traffic=1.0, prepared=("broken", "peer"))
-    assert gpu_steps.usable(contest, 99) == {"broken": "RuntimeError: no kernel image"}
-    assert list(contest.entries) == ["ofa-fast", "peer"] and contest.prepared == ("peer",)
+    def contest(kind, device):
+        def broken():
+            seen.append(json.loads(file.read_text()))
+            raise Strange("no kernel image")
+
+        return gpu_steps.harness.Contest(
+            {"ofa-fast": lambda: 1, "broken": broken, "sound": lambda: 2}, lambda result: {}, 1.0, 1.0
+        )
+
+    module = argparse.Namespace(SMALL="small", SIZES={"small": {"kind": "any"}}, contest=contest)
+    monkeypatch.setattr(gpu_steps.importlib, "import_module", lambda name: module)
+    monkeypatch.setattr(gpu_steps, "OPS", ("truncated_svd",))
+    monkeypatch.setattr(found, "device", "cuda")  # so that it asks for all peers
+    monkeypatch.setattr(gpu_steps, "SIZES", {"truncated_svd": module.SIZES})
+    for name in ("synchronize", "empty_cache", "reset_peak_memory_stats"):
+        monkeypatch.setattr(gpu_steps.torch.cuda, name, lambda: None)
+    monkeypatch.setattr(gpu_steps.harness, "run", lambda contest, *_, **__: _ran(contest))
+    gpu_steps.peers(found)
+    result = json.loads(file.read_text())["ops"]["truncated_svd"]["small"]
+    assert list(result["entries"]) == ["sound"] and result["failed"] == {"broken": "Strange: no kernel image"}
+    assert seen[0]["running"] == "broken"
+    assert found.known["running"] is None
+
+
+def _ran(contest):
+    for entry in contest.entries.values():
+        entry()
+    return {name: {"p50": 1.0, "errors": {}} for name in contest.entries}
+
+
+def test_tests_are_recorded_as_they_come(tmp_path):
+    """Also those that never end: the process is killed while the last one runs."""
+    (tmp_path / "test_some.py").write_text(
+        "import os, pytest\n"
+        "def test_good(): pass\n"
+        "def test_bad(): assert 1 == 2, 'sums differ'\n"
+        "@pytest.mark.skip(reason='not here')\ndef test_absent(): pass\n"
+        "def test_end(): os._exit(9)\n"
+    )
+    command = gpu.python("benchmarks.gpu_tests", "--json", tmp_path / "tests.json", "test_some.py")
+    assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.DEVNULL).returncode == 9
+    found = json.loads((tmp_path / "tests.json").read_text())
+    assert found["passed"] == 1 and found["running"] == ["test_some.py::test_end"]
+    assert (
+        list(found["failed"]) == ["test_some.py::test_bad"]
+        and "sums differ" in found["failed"]["test_some.py::test_bad"]
+    )
+    assert found["skipped"] == {"Skipped: not here": 1}
+    text = gpu_table.table({"ops": {}, "peers": {}, "jobs": {}, "steps": {}, "tests": {"cuda": found}})
+    assert "did not end: test_some.py::test_end" in text
+    assert "failed: test_some.py::test_bad: AssertionError: sums differ" in text
+
+
+def test_a_commit_without_git(monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert machine.commit() == "unknown"
 
 
 def test_bad_arguments(monkeypatch, capsys):

@@ -53,7 +53,7 @@ def _screen(
             tl.store(lists + query * listed + tile, tl.max(s, 1), mask=present)
         else:
             hit = (s >= limit[:, None]).to(tl.int32)
-            if tl.max(tl.max(hit, 1), 0) > 0:
+            if tl.max(hit) > 0:  # in one step: in two, Triton 3.6 does not compile it for sm_100
                 place = count[:, None] + tl.cumsum(hit, 1) - 1
                 at = ((query * tl.num_programs(1) + split) * listed).to(tl.int32)[:, None] + place  # below SLAB
                 tl.store(lists + at, tl.broadcast_to(key[None, :], (QUERIES, KEYS)), mask=(hit > 0) & (place < listed))
