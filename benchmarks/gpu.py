@@ -78,7 +78,7 @@ class Runner:
             try:
                 process = subprocess.Popen(
                     list(map(str, command)), cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                    start_new_session=True, env=os.environ | environment,
+                    start_new_session=True, env=os.environ | environment, preexec_fn=heed,
                 )  # fmt: skip
             except OSError as error:
                 self.results["steps"][name] = {"status": str(error), "seconds": 0.0, "said": []}
@@ -123,6 +123,11 @@ class Runner:
 
     def log(self, name: str) -> Path:
         return self.scratch / (re.sub(r"[^\w.-]+", "-", name)[:80] + ".log")
+
+
+def heed() -> None:
+    """In the new process: be interruptible, also where this one was started in the background and is not."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def ended(process: subprocess.Popen, seconds: float) -> int | None:

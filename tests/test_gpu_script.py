@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import signal
 import subprocess
 import sys
 import tarfile
@@ -85,7 +86,9 @@ def test_what_fails_is_reported(runner):
     assert runner.run("fails", [sys.executable, "-c", "print('why'); raise SystemExit(3)"], 20) == 3
     assert "no-such-program" in runner.run("absent", ["no-such-program"], 20)
     assert runner.run("hangs", ["sh", "-c", "trap '' INT; echo begun; sleep 60 & sleep 60"], 4) == "not finished"
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as in a program that was started in the background
     assert runner.run("is asked first", ["sh", "-c", "trap 'echo asked; exit 1' INT; sleep 60"], 4) == "not finished"
+    signal.signal(signal.SIGINT, before)
     assert time.monotonic() - begin < 30
     written = "import sys, pathlib; pathlib.Path(sys.argv[2]).write_text('{\"a\": 1}'); raise SystemExit(1)"
     assert runner.measured("partial", [sys.executable, "-c", written], 20) == {"a": 1}
