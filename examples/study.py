@@ -22,14 +22,15 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from get_minilm import get_minilm
 from study_page import write_page
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast, logging
+from transformers import AutoConfig, PreTrainedTokenizerFast, logging
 
 from ofa_fast._files import atomic_file, atomic_folder
 from ofa_fast.initialization import build_word_vectors
@@ -67,12 +68,11 @@ class Size:
     multi_steps: int
     multi_points: tuple[int, ...]
     pairs: int
-    baselines: tuple[str, ...]  # at rank 100 with every seed, beside OFA and random rows at rank 100 and full rank
-    extra: tuple[tuple[str, int | None], ...]  # with the first seed alone
+    baselines: tuple[str, ...]  # at rank 100, beside OFA and random rows at rank 100 and full rank
     training: dict
 
 
-SMALL = Size(10_000, 80, (20, 40), 40, (20,), 128, (), (), {"learning_rate": 1e-4})
+SMALL = Size(10_000, 80, (20, 40), 40, (20,), 128, (), {"learning_rate": 1e-4})
 FULL = Size(
     30_000,
     300,
@@ -80,8 +80,7 @@ FULL = Size(
     100,
     (50,),
     64,
-    ("mean", "gaussian"),
-    (("ofa:copied_share=0.25:word_weights=rank", 100), ("wechsel", 100)),
+    ("mean", "gaussian", "wechsel", "ofa:copied_share=0.25:word_weights=rank"),
     {"learning_rate": 5e-5, "warmup_steps": 30},
 )
 SEEDS = (0, 1, 2)
@@ -147,13 +146,12 @@ def main() -> None:
             arms = [Arm(Recipe.read(recipe), 100, 0, 0) for recipe in RECIPES]
             options = {"tasks": tasks, **common}
         else:
-            seeds, steps, points = (
-                (SEEDS, size.steps, size.points) if part == "mono" else (SEEDS[:1], size.multi_steps, size.multi_points)
-            )
-            arms = arms_of_source(seeds, steps, *((size.baselines, size.extra) if part == "mono" else ((), ())))
+            steps, points = (size.steps, size.points) if part == "mono" else (size.multi_steps, size.multi_points)
+            arms = arms_of_source(steps, size.baselines if part == "mono" else ())
             if part == "multi":  # at full rank its steps take twice as long
-                arms = [arm for arm in arms if arm.rank == 100]
-            options = {"tasks": tasks, "points": points, **common, **TRAINING, **size.training}
+                arms = [arm for arm in arms if arm.rank == 100 or arm.seed == SEEDS[0]]
+            layer = [] if args.small else [of_middle_layer(tasks[0], source)]
+            options = {"tasks": [*tasks, *layer], "points": points, **common, **TRAINING, **size.training}
         study[part] = compare(source=source, arms=arms, out=out / part, title=f"The study: {part}", **options)
         if part == "mono" and args.extras:
             chosen = [arm for arm in arms if (arm.recipe.name, arm.rank) in FINE_TUNED and arm.seed == SEEDS[0]]
@@ -166,14 +164,16 @@ def main() -> None:
     say(f"done: {out}/study.md, and a report.html for each comparison")
 
 
-def arms_of_source(seeds, steps, baselines, extra) -> list[Arm]:
+def arms_of_source(steps: int, baselines: Sequence[str]) -> list[Arm]:
     """Seed by seed; OFA and random rows at both ranks first."""
-    found = []
-    for seed in seeds:
-        wanted = [("ofa", 100), ("random", 100), ("ofa", None), ("random", None)]
-        wanted += [(method, 100) for method in baselines]
-        found += [Arm(Recipe.read(method), rank, seed, steps) for method, rank in wanted]
-    return found + [Arm(Recipe.read(method), rank, seeds[0], steps) for method, rank in extra]
+    wanted = [("ofa", 100), ("random", 100), ("ofa", None), ("random", None), *((own, 100) for own in baselines)]
+    return [Arm(Recipe.read(recipe), rank, seed, steps) for seed in SEEDS for recipe, rank in wanted]
+
+
+def of_middle_layer(task: Task, source: Path) -> Task:
+    """The same from two thirds of the layers, as the paper measures retrieval: layer 8 of 12."""
+    layer = AutoConfig.from_pretrained(source).num_hidden_layers * 2 // 3
+    return replace(task, name=f"{task.name}-layer-{layer}", always=False, options=task.options | {"layer": layer})
 
 
 def tasks_of(data: Path, verses: Path, texts: dict[str, Path], pairs: int) -> list[Task]:

@@ -53,15 +53,20 @@ and after. `ofa-fast compare` does the same on your own data ([how](compare.md))
 SETUP = """\
 James and 1 Peter are held out for retrieval and Titus for the loss: neither word vectors nor tokenizer nor training
 sees them; a language without these books is learned, but not measured on them. Scores are accuracies of finding the
-translation of an English sentence and the other way round; the loss is that of masked tokens. A source without a
-masked-language-model head gets a neutral one whose bias is the logarithm of each token's frequency, the same for all
-arms."""
+translation of an English sentence and the other way round, from the mean of the last layer's states or, where *layer-N*
+is said, from those of layer N; the loss is that of masked tokens.
+A source without a masked-language-model head gets a neutral one whose bias is the logarithm of each token's frequency,
+the same for all arms."""
 RECIPES = """\
 At rank 100, before training. *unlinked*: word vectors without links to translations; *tenth*: from a tenth of the
 verses; *copied_share*: the part of a shared token's own row in its new row, the rest of which is mixed from neighbours
 (0 as in WECHSEL, but for tokens without a vector); *word_weights=rank*: a word counts as 1 / its place in its language;
 the default is k = 10 neighbours at temperature 0.1, all of a copied row, and all words alike. Differences are from OFA
 as it is, with 95 % bootstrap intervals over languages."""
+KEPT = """\
+The score after training as a share of the score before it (means of the seeds), from the last layer, whose output the
+masked-language-model head reads, and from the middle layer *layer-N*. Below 1 training lost more of what the source
+knew than it taught."""
 NOT_TRIED = """\
 OFA leaves {random:,} of {rows:,} rows to chance here ({share:.1%}), so how these are drawn matters little; what a
 covariance is worth shows in *gaussian* against *random*. The vectors that `build_word_vectors` makes are of unit
@@ -107,7 +112,8 @@ def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
         yield from of_source(study[part], part)
     if "fine-tuned" in study:
         yield "## Fine-tuned on English, tested elsewhere"
-        yield f"{scores(study['fine-tuned']).note}\n\n{scores(study['fine-tuned']).markdown()}"
+        yield fine_tuned(study["fine-tuned"])
+        yield scores(study["fine-tuned"]).markdown()
         for stage in ("before", "after"):
             yield f"What OFA gains {stage} training:\n\n{of_gains(study['fine-tuned'], stage).markdown()}"
     if "recipes" in study:
@@ -115,6 +121,23 @@ def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
     yield "## What it was measured with"
     for part in [*parts, *(["recipes"] if "recipes" in study else [])]:
         yield f"{part}:\n\n" + "\n".join(f"- {name}: {value}" for name, value in about(study[part]))
+
+
+def fine_tuned(report: dict) -> str:
+    """How, and what was learnt of English itself: without that nothing can be carried over."""
+    options = next(iter(report["about"]["tasks"].values()))["options"]
+    own = {
+        f"{task} ({metric_of(report, task)})": ", ".join(
+            f"{arm['label']} {show(arm['points'][-1]['tasks'][task]['source'])}" for arm in report["arms"]
+        )
+        for task in report["about"]["tasks"]
+    }
+    learnt = "\n".join(f"- {task}: {scores_of}" for task, scores_of in own.items())
+    return (
+        f"{options['epochs']} epochs over at most {options['max_train']} English sentences, one seed. On English itself "
+        "the trained arms then reach the following: where that is next to nothing, the table below tells nothing either."
+        f"\n\n{learnt}"
+    )
 
 
 def of_source(report: dict, part: str) -> Iterator[str]:
@@ -129,6 +152,8 @@ def of_source(report: dict, part: str) -> Iterator[str]:
         yield of_gains(report, stage).markdown()
     yield "### Where"
     yield f"What OFA gains over random rows, by script and language (mean of the seeds).\n\n{where(report).markdown()}"
+    yield "### What does training do to retrieval?"
+    yield f"{KEPT}\n\n{kept(report).markdown()}"
     yield "### Does a lower rank lead early?"
     yield rank_lead(report)
     yield "### How much training until random rows of the highest rank are matched?"
@@ -162,7 +187,7 @@ def verdicts(report: dict, stage: str) -> str:
 
 
 def of_losses(report: dict, stage: str) -> Iterator[str]:
-    """By how much OFA's held-out loss is lower, paired by rank and seed."""
+    """OFA's held-out loss less that of the others, paired by rank and seed."""
     end = 0 if stage == "before" else -1
     losses = {
         (arm["recipe"], arm["rank"], arm["seed"]): arm["points"][end]["loss"] for arm in report["arms"] if arm["steps"]
@@ -174,13 +199,12 @@ def of_losses(report: dict, stage: str) -> Iterator[str]:
                 for (recipe, own, seed), loss in losses.items()
                 if (recipe, own) == (over, rank) and ("ofa", rank, seed) in losses
             ]
-            gains = [theirs - ours for ours, theirs in pairs if ours is not None and theirs is not None]
-            if gains:
-                mean, seeds = sum(gains) / len(gains), "seed" if len(gains) == 1 else "seeds"
-                word = "lower" if mean > 0 else "higher"
+            more = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
+            if more:
+                mean, seeds = sum(more) / len(more), "seed" if len(more) == 1 else "seeds"
                 yield (
-                    f"- **{over}**, {rank_name(rank)}: OFA's {LOSS} is {abs(mean):.3f} nats {word} "
-                    f"({len(gains)} {seeds}: {', '.join(f'{gain:+.3f}' for gain in gains)})."
+                    f"- **{over}**, {rank_name(rank)}: OFA's {LOSS} less theirs is {mean:+.3f} nats "
+                    f"({len(more)} {seeds}: {', '.join(f'{each:+.3f}' for each in more)}); below 0 OFA's is better."
                 )
 
 
@@ -213,6 +237,14 @@ def where(report: dict) -> Table:
             rows.append([task, scripts[code], name, *("–" if gain is None else f"{gain:+.3f}" for gain in gains)])
     head = [f"{stage}, {rank_name(rank)}" for stage, rank in kinds]
     return Table("", "", ["task", "script", "language", *head], rows)
+
+
+def kept(report: dict) -> Table:
+    tasks, rows = list(report["about"]["tasks"]), []
+    for label in trained_labels(report):
+        found = [ends(lines_of(report, label, task)) for task in tasks]
+        rows.append([label, *(f"{after['mean'] / before['mean']:.2f}" if after else "–" for before, after in found)])
+    return Table("", "", ["arm", *tasks], rows)
 
 
 def rank_lead(report: dict) -> str:

@@ -142,6 +142,8 @@ def _point(comparison: Comparison, arm: Arm, step: int, trained: dict | None) ->
                 "score": result["average"]["score"],
                 "languages": {code: own["score"] for code, own in _targets(result).items()},
             }
+            if result["source"] in result["languages"]:  # what it was fine-tuned on
+                point["tasks"][task.name]["source"] = result["languages"][result["source"]]["score"]
     return point
 
 
