@@ -12,7 +12,7 @@ FORMATTED := $(shell find csrc tests/ops/cuda_emulator -name '*.h' -o -name '*.c
 # benchmark-ratio compares the ops with those of this commit.
 BASE ?= origin/main
 
-# study: SMALL=1 for a quarter of an hour; DATA, MONO and MULTI are folders (examples/study.py says of what).
+# study: SMALL=1 for less than 20 minutes; DATA, MONO and MULTI are folders (examples/study.py says of what).
 STUDY = $(if $(SMALL),--small) $(if $(DATA),--data $(DATA)) $(if $(MONO),--mono $(MONO)) $(if $(MULTI),--multi $(MULTI)) \
 	$(if $(EXTRAS),--extras)
 

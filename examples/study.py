@@ -1,6 +1,6 @@
 """The paper's claims tested on real languages: OFA beside other initialisations, before, while and after training.
 
-    make study SMALL=1                         a quarter of an hour on two cores, needs nothing but this repository
+    make study SMALL=1                         less than 20 minutes on two cores, needs nothing but this repository
     make study DATA=data MULTI=multilingual-e5-small
 
 Or: python examples/study.py --data data --mono MODEL --multi MODEL --out out/study. It goes on where it was stopped.
