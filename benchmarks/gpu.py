@@ -266,7 +266,12 @@ STEPS: dict[str, tuple[float, Callable[[Runner, str], None]]] = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of build requirements and peers")
+    parser.add_argument(
+        "--wheels",
+        type=lambda folder: Path(folder).resolve(),
+        metavar="DIR",
+        help="wheels of build requirements and peers",
+    )
     parser.add_argument("--minutes", type=float, default=BUDGET / 60, help=f"for all of it ({BUDGET / 60})")
     parser.add_argument("--json", type=Path, default=ROOT / "out" / "gpu.json", metavar="FILE", help="(out/gpu.json)")
     parser.add_argument("--only", type=lambda names: names.split(","), metavar="STEP,…", help=", ".join(STEPS))

@@ -123,8 +123,8 @@ def backends(op: str, device: str, without: list[str]) -> dict[str, str | None]:
 
 def usable(refusals: dict[str, str | None], device: str) -> list[str]:
     names = [name for name, refusal in refusals.items() if refusal is None]
-    if device == "cuda" and names != ["reference"]:
-        names.remove("reference")  # a definition, not made for large sizes
+    if device == "cuda":  # the reference is a definition, not made for large sizes
+        return [name for name in names if name != "reference"] or names
     return names
 
 

@@ -119,8 +119,14 @@ def run(args) -> None:
 
 def _check(args) -> None:
     """What can be refused before the vectors are read, which takes long."""
+    from ofa_fast._files import check_free
     from ofa_fast.initialization import arguments
+    from ofa_fast.initialization.memory import parse_memory
 
+    for size in filter(None, (args.memory, args.cache_limit)):
+        parse_memory(size)
+    if not args.dry_run:
+        check_free(args.out, args.overwrite)
     chosen = (args.method, args.neighbors, args.temperature, args.weighting)
     arguments.method_of(*chosen, args.vectors, args.seed, args.parity)
     arguments.copied_share_of(args.copied_share, args.method, args.parity)

@@ -24,6 +24,11 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_free(path: Path, overwrite: bool) -> None:
+    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
+        raise FileExistsError(f"{path} exists already: choose another folder, or overwrite it explicitly")
+
+
 @contextmanager
 def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` when the block ends without an error, and vanishes otherwise.
@@ -34,8 +39,7 @@ def atomic_folder(path: str | os.PathLike, overwrite: bool = False) -> Iterator[
         FileExistsError: ``path`` exists and is not an empty folder, unless ``overwrite``.
     """
     path = Path(path)
-    if path.exists() and not overwrite and not (path.is_dir() and not any(path.iterdir())):
-        raise FileExistsError(f"{path} exists already: choose another folder, or overwrite it explicitly")
+    check_free(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
     work = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
     try:

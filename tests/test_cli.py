@@ -307,6 +307,11 @@ def test_info_names_every_op(capsys):
         (["--source", "no/such/folder"], "no/such/folder"),
         (["--vectors", "missing.safetensors"], "missing.safetensors"),
         (["--method", "guess"], "guess"),
+        # before the vectors are read
+        (["--temperature", "0", "--vectors", "missing.safetensors"], "temperature"),
+        (["--parity", "--copied-share", "0.5", "--vectors", "missing.safetensors"], "copied_share"),
+        (["--parity", "--word-weights", "rank", "--vectors", "missing.safetensors"], "word_weights"),
+        (["--memory", "lots", "--vectors", "missing.safetensors"], "lots"),
     ],
     ids=lambda value: "-".join(value).strip("-") if isinstance(value, list) else "",
 )

@@ -75,7 +75,8 @@ def _search64(queries: torch.Tensor, keys: torch.Tensor, k: int):
             open_ |= scores[:, k - 1] < 1e-5
         if wide < len(some):
             open_ |= scores[:, k - 1] - screened[:, -1] < 1e-5
-        in_full = _as_numpy(keys.numpy(), k) if len(keys) <= KEYS_FOR_NUMPY else _lowest(units, some, len(keys), k)
+        as_numpy = len(keys) <= KEYS_FOR_NUMPY
+        in_full = _as_numpy(keys.numpy(), k) if as_numpy and open_.any() else _lowest(units, some, len(keys), k)
         for rows in open_.nonzero().flatten().split(max(1, min(FULL_ROWS_PER_CHUNK, FULL_CELLS // len(keys)))):
             full, chosen = in_full(queries[rows.numpy()])
             chosen = torch.from_numpy(np.sort(chosen, axis=1))
@@ -109,8 +110,9 @@ def _lowest(units: np.ndarray, some: np.ndarray, count: int, k: int) -> Callable
         for row, values in enumerate(full):
             least = np.partition(values[some], -k)[-k]
             least = least if least > 0 else np.partition(values, -k)[-k]
-            above = np.flatnonzero(values > least + 1e-12)
-            equal = np.flatnonzero(np.abs(values - least) <= 1e-12)
+            above = values > least + 1e-12
+            equal = np.flatnonzero(~above & (values >= least - 1e-12))
+            above = np.flatnonzero(above)
             chosen[row] = np.concatenate([above, equal[: k - len(above)]])
         return full, chosen
 

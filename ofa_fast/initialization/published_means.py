@@ -48,7 +48,7 @@ def published_means(chunks: Iterator, words: WordList, vectors: np.ndarray, size
 def _zeros(*shape: int) -> np.ndarray:
     """float64 zeros, of which those that stay zero take no memory: few subwords of a large vocabulary get a vector, and
     with huge pages a few would make all of it resident."""
-    memory = mmap.mmap(-1, max(1, 8 * math.prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    memory = mmap.mmap(-1, max(8, 8 * math.prod(shape)), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         with suppress(OSError):  # a kernel that has no huge pages
             memory.madvise(mmap.MADV_NOHUGEPAGE)

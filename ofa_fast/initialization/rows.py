@@ -55,12 +55,12 @@ def _mixed(table: torch.Tensor, neighbors: torch.Tensor, weights: torch.Tensor) 
 
 
 def _mean(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
-    out[random] = _moments(table)[0].float().cpu()
+    out[random] = _mean_of(table).float().cpu()
 
 
 def _gaussian(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     """N(mean, covariance): z L with L = diag(√λ) Qᵀ, where Q diag(λ) Qᵀ is the population covariance."""
-    mean, _ = _moments(table)
+    mean = _mean_of(table)
     covariance = sum(part.T @ part for part in _centred(table, mean)) / len(table)
     values, vectors = torch.linalg.eigh(covariance)
     root = (values.clamp_min(0).sqrt()[:, None] * vectors.T).float().cpu().numpy()
@@ -78,9 +78,12 @@ def _normal(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: 
 
 def _moments(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mean and population std of the columns, float64, without the whole table in float64."""
-    mean = sum(part.double().sum(0) for part in table.split(ROWS_AT_ONCE)) / len(table)
-    variance = sum(part.square().sum(0) for part in _centred(table, mean)) / len(table)
-    return mean, variance.sqrt()
+    mean = _mean_of(table)
+    return mean, (sum(part.square().sum(0) for part in _centred(table, mean)) / len(table)).sqrt()
+
+
+def _mean_of(table: torch.Tensor) -> torch.Tensor:
+    return sum(part.double().sum(0) for part in table.split(ROWS_AT_ONCE)) / len(table)
 
 
 def _centred(table: torch.Tensor, mean: torch.Tensor) -> Iterator[torch.Tensor]:
@@ -109,6 +112,8 @@ def _published(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, see
 def _published_moments(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """``values.mean(0), values.std(0)`` in the same float32 sums, as rows are to be equal and not only close; but
     numpy's ``std`` takes the memory of the whole once more."""
+    if values.shape[1] == 1:  # numpy then sums along memory, in another order
+        return values.mean(0), values.std(0)
     mean, squares = values.mean(0), np.zeros((1, values.shape[1]), values.dtype)
     for first in range(0, len(values), ROWS_AT_ONCE):
         part = values[first : first + ROWS_AT_ONCE] - mean

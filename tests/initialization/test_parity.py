@@ -9,6 +9,7 @@ import torch
 from ofa_fast import _native
 from ofa_fast.initialization import initialize, published_means, subword_vectors
 from ofa_fast.initialization import neighbors as search
+from ofa_fast.initialization import rows as rows_of_the_table
 from ofa_fast.initialization.result import COPIED, RANDOM, SIMILAR
 from ofa_fast.initialization.rows import _published_by_numpy, _published_natively
 from ofa_fast.initialization.subwords import published_spellings
@@ -198,6 +199,27 @@ def test_of_equals_among_many_keys_the_first_are_taken(monkeypatch, extra):
     expected = cosines.sort(dim=1, descending=True, stable=True)
     assert torch.equal(indices, expected.indices[:, :5])
     torch.testing.assert_close(scores, expected.values[:, :5], atol=1e-12, rtol=0)
+
+
+def test_what_is_hardly_nearer_is_taken_once(monkeypatch):
+    """A key that is nearer by as little as what counts as equal."""
+    monkeypatch.setattr(search, "KEYS_FOR_NUMPY", 0)
+    queries = torch.tensor([[1.0, 0.0]], dtype=torch.float64)
+    for cosine in torch.linspace(0.2, 0.9, 300, dtype=torch.float64):
+        cosines = torch.stack([torch.tensor(0.95, dtype=torch.float64), cosine, cosine + 1e-12, cosine - 0.1])
+        keys = torch.stack([cosines, (1 - cosines.square()).sqrt()], dim=1)
+        _, indices = search.nearest(queries, keys, 2, published=True)
+        assert indices[0, 0] == 0 and indices[0, 1] in (1, 2)
+        _, indices = search.nearest(queries, keys, 3, published=True)
+        assert sorted(indices[0].tolist()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("columns", [1, 2, 100])
+def test_moments_in_parts_are_those_of_numpy(monkeypatch, columns):
+    monkeypatch.setattr(rows_of_the_table, "ROWS_AT_ONCE", 64)
+    values = np.random.default_rng(columns).standard_normal((5001, columns)).astype(np.float32) + 0.1
+    mean, std = rows_of_the_table._published_moments(values)
+    assert np.array_equal(mean, values.mean(0)) and np.array_equal(std, values.std(0))
 
 
 @pytest.mark.parametrize("keys_for_numpy", [0, 65_536])

@@ -21,6 +21,9 @@ from ofa_fast.ops._op import OPS
 triton = pytest.importorskip("triton")
 aot = importlib.import_module("aot")
 
+# Bytes; docs/gpu_kernels.md is of the newer one.
+SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
+
 # A product takes the interpreter 10 ms, so it runs the small cases only; with a GPU all of them run on that.
 INTERPRETED = {
     "capture": "wrong",
@@ -78,7 +81,7 @@ def test_compiles_for_gpus(op, dtype, capability):
     for name, kernel in aot.compiled(op, dtype, capability).items():
         assert kernel.registers * kernel.threads <= 65536
         assert kernel.shared <= SHARED[capability]
-        assert kernel.spilled <= 16, name  # docs/gpu_kernels.md: 0, of the Triton that it names
+        assert kernel.spilled <= SPILLED, name
         assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", kernel.ptx, re.MULTILINE), "sums in an order that may vary"
         if name not in WITHOUT_PRODUCTS:
             assert PRODUCTS[capability] in kernel.ptx, name
