@@ -134,8 +134,9 @@ def fine_tuned(report: dict) -> str:
     }
     learnt = "\n".join(f"- {task}: {scores_of}" for task, scores_of in own.items())
     return (
-        f"{options['epochs']} epochs over at most {options['max_train']} English sentences, one seed. On English itself"
-        " the trained arms then reach the following: where that is next to nothing, the table below tells nothing."
+        f"{options['epochs']} epochs over at most {options['max_train']} English sentences, seed "
+        f"{', '.join(map(str, report['about']['seeds']))}. On English itself the trained arms then reach the following:"
+        " where that is next to nothing, the table below tells nothing."
         f"\n\n{learnt}"
     )
 

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from ofa_fast.initialization.methods import METHODS, WEIGHTINGS, Method
-
-ROWS_AT_ONCE = 16_384
+from ofa_fast.initialization.rows import ROWS_AT_ONCE
 
 
 def ranks_of(rank) -> list[int | None]:

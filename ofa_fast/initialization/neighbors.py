@@ -15,8 +15,8 @@ QUERIES_PER_CHUNK = 32_768
 SCREEN_EXTRA = 22
 ROWS_PER_RESCORING = 512
 FULL_ROWS_PER_CHUNK = 64
-FULL_CELLS = 64 * 65_536
 KEYS_FOR_NUMPY = 65_536
+FULL_CELLS = FULL_ROWS_PER_CHUNK * KEYS_FOR_NUMPY
 
 
 def nearest(queries: torch.Tensor, keys: torch.Tensor, k: int, published: bool = False, progress: bool = False):
@@ -70,14 +70,15 @@ def _search64(queries: torch.Tensor, keys: torch.Tensor, k: int):
     scores, order = torch.from_numpy(np.concatenate(rescored)).sort(dim=1, descending=True, stable=True)
     indices = torch.from_numpy(some)[candidates.gather(1, order)]
     if k < len(keys):
-        open_ = scores[:, k - 1] - scores[:, min(k, wide - 1)] < 1e-12
+        unsure = scores[:, k - 1] - scores[:, min(k, wide - 1)] < 1e-12
         if len(some) < len(keys):
-            open_ |= scores[:, k - 1] < 1e-5
+            unsure |= scores[:, k - 1] < 1e-5
         if wide < len(some):
-            open_ |= scores[:, k - 1] - screened[:, -1] < 1e-5
-        as_numpy = len(keys) <= KEYS_FOR_NUMPY
-        in_full = _as_numpy(keys.numpy(), k) if as_numpy and open_.any() else _lowest(units, some, len(keys), k)
-        for rows in open_.nonzero().flatten().split(max(1, min(FULL_ROWS_PER_CHUNK, FULL_CELLS // len(keys)))):
+            unsure |= scores[:, k - 1] - screened[:, -1] < 1e-5
+        if not unsure.any():
+            return scores[:, :k], indices[:, :k]
+        in_full = _as_numpy(keys.numpy(), k) if len(keys) <= KEYS_FOR_NUMPY else _lowest(units, some, len(keys), k)
+        for rows in unsure.nonzero().flatten().split(max(1, min(FULL_ROWS_PER_CHUNK, FULL_CELLS // len(keys)))):
             full, chosen = in_full(queries[rows.numpy()])
             chosen = torch.from_numpy(np.sort(chosen, axis=1))
             values, order = torch.from_numpy(full).gather(1, chosen).sort(dim=1, descending=True, stable=True)

@@ -12,11 +12,10 @@ from ofa_fast.initialization import arguments, report, tokenization
 from ofa_fast.initialization.cache import Cache, key_of
 from ofa_fast.initialization.matching import Vocabulary, match, published_match, read_vocabulary
 from ofa_fast.initialization.neighbors import nearest
+from ofa_fast.initialization.rows import ROWS_AT_ONCE
 from ofa_fast.initialization.sharing import Processes
 from ofa_fast.initialization.subwords import subword_vectors
 from ofa_fast.ops import truncated_svd
-
-ROWS_AT_ONCE = 16_384
 
 
 def vocabularies(source_tokenizer, target_tokenizer, parity: bool) -> tuple[Vocabulary, Vocabulary]:
