@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+# Without it cuBLAS warns that its sums may differ from run to run, and a warning from this package is an error.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request) -> str:
+    """Each kind of device that there is: ``-k cuda`` selects the tests on a GPU."""
+    return request.param
 
 
 @pytest.fixture(autouse=True)
