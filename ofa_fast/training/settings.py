@@ -149,7 +149,7 @@ def training_arguments(arguments: dict, folder: Path, evaluate: bool, fresh: boo
     if arguments["schedule"] not in schedules:
         raise ValueError(f"schedule: expected one of {', '.join(schedules)}, got {arguments['schedule']!r}")
     cpu = on_cpu(arguments["device"])
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=arguments["batch_size"],
         per_device_eval_batch_size=arguments["batch_size"],
@@ -184,3 +184,6 @@ def training_arguments(arguments: dict, folder: Path, evaluate: bool, fresh: boo
             )
         },
     )
+    # With several GPUs and one process the Trainer would take nn.DataParallel, which splits each batch.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args

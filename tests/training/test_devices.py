@@ -1,0 +1,66 @@
+"""Training on each device that there is, and what a machine with GPUs asks of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForMaskedLM
+
+from ofa_fast.training import settings, train
+from ofa_fast.training.checkpoints import Checkpoints
+
+OPTIONS = {"steps": 4, "batch_size": 4, "max_length": 32, "learning_rate": 1e-3, "save_steps": 2, "progress": False}
+ARGUMENTS = train.__kwdefaults__ | OPTIONS | {"gradient_accumulation_steps": 1}
+
+
+@pytest.fixture(scope="module")
+def model_dir(factorized_dir, tmp_path_factory):
+    """Without dropout, whose draws are other ones on another device."""
+    folder = tmp_path_factory.mktemp("steady") / "model"
+    shutil.copytree(factorized_dir, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def reference(model_dir, texts, held_out, tmp_path_factory):
+    """The run on the CPU in float32."""
+    out = tmp_path_factory.mktemp("reference") / "out"
+    return train(model_dir, texts, out, eval_files=[held_out], device="cpu", **OPTIONS)
+
+
+# A loss in float16 has the scale of its gradients to find first, in steps that it leaves out.
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "steps"), [("float32", 1e-4, 4), ("bfloat16", 2e-2, 4), ("float16", 5e-3, 1)]
+)
+def test_the_losses_are_those_of_the_cpu_and_a_killed_run_goes_on(
+    device, precision, tolerance, steps, model_dir, texts, held_out, reference, tmp_path, killed
+):
+    options = OPTIONS | {"precision": precision, "device": "cpu" if device == "cpu" else None}
+    if (device, precision) == ("cpu", "float16"):
+        with pytest.raises(ValueError, match="float16 needs a GPU"):
+            train(model_dir, texts, tmp_path / "out", **options)
+        return
+    with killed(at=2):
+        train(model_dir, texts, tmp_path / "out", eval_files=[held_out], **options)
+    assert Checkpoints(tmp_path / "out").latest()[0] == 2
+    report = train(model_dir, texts, tmp_path / "out", eval_files=[held_out], resume=True, **options)
+    for name, count in (("losses", steps), ("evaluations", 1 if steps < OPTIONS["steps"] else 2)):
+        ours, true = (torch.tensor([row["loss"] for row in of[name]]) for of in (report, reference))
+        assert len(ours) == len(true)
+        torch.testing.assert_close(ours[:count], true[:count], rtol=0, atol=tolerance)
+    assert ("CPU" in report["device"]) == (device == "cpu")
+    weights = AutoModelForMaskedLM.from_pretrained(tmp_path / "out").state_dict()
+    assert {value.dtype for value in weights.values() if value.is_floating_point()} == {torch.float32}
+
+
+def test_one_process_takes_one_of_several_gpus(monkeypatch, tmp_path):
+    monkeypatch.setattr(settings, "on_cpu", lambda device: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    args = settings.training_arguments(ARGUMENTS, tmp_path, False, True)
+    assert (args.n_gpu, args.train_batch_size) == (1, OPTIONS["batch_size"])
