@@ -156,6 +156,8 @@ def training_arguments(arguments: dict, folder: Path, evaluate: bool, fresh: boo
         lr_scheduler_type=arguments["schedule"],
         dataloader_num_workers=arguments["workers"],
         dataloader_pin_memory=not cpu,
+        # Otherwise the host waits for every batch to be copied, and so for all that was asked of the GPU before.
+        accelerator_config={"non_blocking": not cpu},
         use_cpu=cpu,
         save_strategy="steps",
         eval_strategy="steps" if evaluate else "no",

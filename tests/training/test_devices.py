@@ -64,3 +64,10 @@ def test_one_process_takes_one_of_several_gpus(monkeypatch, tmp_path):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     args = settings.training_arguments(ARGUMENTS, tmp_path, False, True)
     assert (args.n_gpu, args.train_batch_size) == (1, OPTIONS["batch_size"])
+
+
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["cpu", "gpu"])
+def test_batches_are_copied_while_the_gpu_works(on_cpu, monkeypatch, tmp_path):
+    monkeypatch.setattr(settings, "on_cpu", lambda device: on_cpu)
+    args = settings.training_arguments(ARGUMENTS, tmp_path, False, True)
+    assert (args.dataloader_pin_memory, args.accelerator_config.non_blocking) == (not on_cpu, not on_cpu)
