@@ -75,6 +75,7 @@ CHOICES = {
     "freeze": FREEZE,
     "documents": (None, "apart", "joined"),
     "energy_of": ("machine", "process"),
+    "device": (None, "cpu"),
 }
 
 

@@ -71,3 +71,8 @@ def test_batches_are_copied_while_the_gpu_works(on_cpu, monkeypatch, tmp_path):
     monkeypatch.setattr(settings, "on_cpu", lambda device: on_cpu)
     args = settings.training_arguments(ARGUMENTS, tmp_path, False, True)
     assert (args.dataloader_pin_memory, args.accelerator_config.non_blocking) == (not on_cpu, not on_cpu)
+
+
+def test_a_device_that_would_not_be_taken_is_refused(model_dir, texts, tmp_path):
+    with pytest.raises(ValueError, match="device: expected one of cpu, got 'cuda:1'"):
+        train(model_dir, texts, tmp_path / "out", device="cuda:1", **OPTIONS)
