@@ -177,25 +177,29 @@ class Recorder(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
-        seconds = time.perf_counter() - self._start - trainer.evaluation_seconds
         row = {
             "step": state.global_step,
             "epoch": round(state.global_step / self.steps_per_epoch, 6),
             "learning_rate": self._learning_rate,
-            "seconds": round(seconds, 4),
+            "seconds": self._trained_for(),
         }
         # On a GPU the step may still be running: its numbers are fetched later, many at a time.
         self._pending.append((row, trainer.step_loss, trainer.step_tokens))
         trainer.step_loss = torch.zeros_like(trainer.step_loss)
         trainer.step_tokens = torch.zeros_like(trainer.step_tokens)
         self._bar.update()
-        if len(self._pending) >= self.log_steps:
-            self._write_losses()
         if state.global_step in self.milestones:
             control.should_save = True
             control.should_evaluate = trainer.eval_dataset is not None
         if self._stop_wanted():
             control.should_save = control.should_training_stop = True
+        # What comes next would count as a part of the steps that a GPU has not done yet, or they as a part of it.
+        if len(self._pending) >= self.log_steps or control.should_save or control.should_evaluate:
+            self._write_losses()
+
+    def _trained_for(self) -> float:
+        """Seconds, without those of measurements."""
+        return round(time.perf_counter() - self._start - self.trainer.evaluation_seconds, 4)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self._bar.unpause()
@@ -214,7 +218,6 @@ class Recorder(TrainerCallback):
                     self._board.add_scalar(f"held-out {name}/{row['language']}", row[name], row["step"])
 
     def on_save(self, args, state, control, **kwargs):
-        self._write_losses()
         self.trainer.accelerator.wait_for_everyone()
         energy = self.energy()
         if state.is_world_process_zero:
@@ -233,7 +236,6 @@ class Recorder(TrainerCallback):
         self.trainer.evaluation_seconds += time.perf_counter() - start
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._write_losses()
         self._bar.close()
         if self._board:
             self._board.close()
@@ -267,6 +269,7 @@ class Recorder(TrainerCallback):
         rows, losses, tokens = zip(*self._pending, strict=True)
         reduce = self.trainer.accelerator.reduce
         losses, tokens = reduce(torch.stack(losses), "mean").tolist(), reduce(torch.stack(tokens), "sum").tolist()
+        rows[-1]["seconds"] = self._trained_for()  # a GPU has done the last of them only now
         for row, loss, count in zip(rows, losses, tokens, strict=True):
             self._tokens += count
             row |= {"loss": loss, "tokens": self._tokens}

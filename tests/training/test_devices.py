@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import shutil
+import time
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from transformers import AutoModelForMaskedLM
 
 from ofa_fast.training import settings, train
 from ofa_fast.training.checkpoints import Checkpoints
+from ofa_fast.training.trainer import LanguageModelTrainer, Recorder
 
 OPTIONS = {"steps": 4, "batch_size": 4, "max_length": 32, "learning_rate": 1e-3, "save_steps": 2, "progress": False}
 ARGUMENTS = train.__kwdefaults__ | OPTIONS | {"gradient_accumulation_steps": 1}
@@ -76,3 +79,33 @@ def test_batches_are_copied_while_the_gpu_works(on_cpu, monkeypatch, tmp_path):
 def test_a_device_that_would_not_be_taken_is_refused(model_dir, texts, tmp_path):
     with pytest.raises(ValueError, match="device: expected one of cpu, got 'cuda:1'"):
         train(model_dir, texts, tmp_path / "out", device="cuda:1", **OPTIONS)
+
+
+def test_the_time_of_steps_ends_when_the_device_has_done_them(model_dir, texts, held_out, tmp_path, monkeypatch):
+    """A GPU is played by numbers that are there half a second after they were asked for."""
+    write, evaluate = Recorder._write_losses, LanguageModelTrainer.evaluate
+    waited, pending = [], []
+
+    def late(self):
+        if self._pending:
+            waited.append((len(self._pending), self._pending[-1][0]["seconds"]))
+            reduce = self.trainer.accelerator.reduce
+            with monkeypatch.context() as patch:
+                patch.setattr(self.trainer.accelerator, "reduce", lambda *args: time.sleep(0.25) or reduce(*args))
+                write(self)
+
+    def measured(self, *args, **options):
+        pending.append(len(next(c for c in self.callback_handler.callbacks if isinstance(c, Recorder))._pending))
+        return evaluate(self, *args, **options)
+
+    monkeypatch.setattr(Recorder, "_write_losses", late)
+    monkeypatch.setattr(LanguageModelTrainer, "evaluate", measured)
+    options = OPTIONS | {"save_steps": 99, "eval_steps": 3, "device": "cpu"}
+    report = train(model_dir, texts, tmp_path / "out", eval_files=[held_out], **options)
+    assert [count for count, _ in waited] == [3, 1]  # before the measurement, and in the end
+    assert pending == [0, 0, 0]  # no step is left to be done in the time of a measurement
+    with open(tmp_path / "out" / "losses.csv") as file:
+        seconds = [float(row["seconds"]) for row in csv.DictReader(file)]
+    assert seconds == sorted(seconds)
+    assert seconds[2] >= waited[0][1] + 0.5 and seconds[3] >= waited[1][1] + 0.5
+    assert report["seconds"] == seconds[-1]
