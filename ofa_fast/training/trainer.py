@@ -230,8 +230,10 @@ class Recorder(TrainerCallback):
         if self.at_milestone is None or step not in self.milestones:
             return
         start = time.perf_counter()
-        # What it draws must not move the training's own random numbers.
-        with torch.random.fork_rng():
+        # What it draws must not move the training's own random numbers, here or on this process's GPU; to look at the
+        # generators of the others would take memory on each.
+        device = self.trainer.args.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
             self.at_milestone(step, checkpoint)
         self.trainer.evaluation_seconds += time.perf_counter() - start
 

@@ -109,3 +109,15 @@ def test_the_time_of_steps_ends_when_the_device_has_done_them(model_dir, texts, 
     assert seconds == sorted(seconds)
     assert seconds[2] >= waited[0][1] + 0.5 and seconds[3] >= waited[1][1] + 0.5
     assert report["seconds"] == seconds[-1]
+
+
+def test_a_milestone_looks_at_the_generators_of_this_process_alone(model_dir, texts, tmp_path, monkeypatch):
+    devices = []
+    fork = torch.random.fork_rng
+    monkeypatch.setattr(
+        torch.random, "fork_rng", lambda *args, **options: devices.append(args) or fork(*args, **options)
+    )
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    reached, options = [], OPTIONS | {"milestones": (1,), "device": "cpu"}
+    train(model_dir, texts, tmp_path / "out", at_milestone=lambda step, folder: reached.append(step), **options)
+    assert reached == [1] and devices == [([],)]
