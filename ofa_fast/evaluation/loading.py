@@ -33,7 +33,7 @@ def load(
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     with torch.random.fork_rng(devices=[]), _quiet(transformers):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and not those of the GPUs, which draw nothing here
         loaded = getattr(transformers, auto).from_pretrained(model, dtype=torch.float32, **config)
     loaded.config.get_text_config().pad_token_id = pad_id(tokenizer)
     rows, needed = loaded.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1
