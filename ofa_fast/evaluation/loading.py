@@ -26,11 +26,13 @@ def load(
     Args:
         device: default: a GPU if there is one.
         config: for the configuration, such as num_labels.
+
+    Raises:
+        ValueError: ``device`` is none that this machine has; the tokenizer has more ids than the model's table rows.
     """
     import transformers
 
-    if device is None:
-        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    device = _device(device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     with torch.random.fork_rng(devices=[]), _quiet(transformers):
         torch.default_generator.manual_seed(seed)  # and not those of the GPUs, which draw nothing here
@@ -40,6 +42,16 @@ def load(
     if needed > rows:
         raise ValueError(f"model: the tokenizer of {model} has {needed} token ids, but the model's table {rows} rows")
     return loaded.to(device), tokenizer
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    try:
+        return torch.empty(0, device=device).device
+    except (AssertionError, RuntimeError) as error:  # the former is what torch without CUDA says of "cuda"
+        reason = str(error).split("\n")[0].strip().rstrip(".")
+        raise ValueError(f"device: {str(device)!r} cannot be used here ({reason}); 'cpu' always can") from None
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -85,3 +85,9 @@ def test_loading_leaves_the_generators_of_gpus_as_they_are(device, folder, monke
     assert not seeded and torch.equal(torch.get_rng_state(), before)
     assert one.device.type == device
     assert torch.equal(one.classifier.weight, other.classifier.weight)
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named_before_anything_is_read(name, tmp_path):
+    with pytest.raises(ValueError, match=f"device: '{name}' cannot be used here .*; 'cpu' always can"):
+        load(tmp_path / "no such folder", device=name)
