@@ -132,6 +132,7 @@ class Recorder(TrainerCallback):
         self.at_milestone: Callable[[int, Path], None] | None = None
         self.signal: int | None = None
         self._pending: list[tuple] = []
+        self._told: torch.Tensor | None = None
         self._board = None
         if tensorboard and trainer.is_world_process_zero():
             self._board = board(checkpoints.tensorboard, checkpoints.latest()[0])
@@ -140,7 +141,10 @@ class Recorder(TrainerCallback):
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """SIGINT or SIGTERM ends the training after the running step; a second one ends the process at once."""
+        """SIGINT or SIGTERM ends the training after the running step, that of several processes after the next one.
+
+        A second one ends the process at once.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -260,10 +264,13 @@ class Recorder(TrainerCallback):
     def _stop_wanted(self) -> bool:
         if self.trainer.args.world_size == 1:
             return self.signal is not None
-        # The signal reaches the processes at different steps, but they must stop after the same one.
-        number = torch.tensor(self.signal or 0, device=self.trainer.args.device)
-        self.signal = int(self.trainer.accelerator.gather(number).max()) or None
-        return self.signal is not None
+        # The signal reaches the processes at different steps, but they must stop after the same one. What they told
+        # each other a step ago is read, as what they tell now is there only when a GPU has done this step.
+        number = torch.full((), self.signal or 0, device=self.trainer.args.device)
+        told, self._told = self._told, self.trainer.accelerator.gather(number)
+        agreed = 0 if told is None else int(told.max())
+        self.signal = agreed or self.signal
+        return bool(agreed)
 
     def _write_losses(self) -> None:
         if not self._pending:

@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -121,3 +122,28 @@ def test_a_milestone_looks_at_the_generators_of_this_process_alone(model_dir, te
     reached, options = [], OPTIONS | {"milestones": (1,), "device": "cpu"}
     train(model_dir, texts, tmp_path / "out", at_milestone=lambda step, folder: reached.append(step), **options)
     assert reached == [1] and devices == [([],)]
+
+
+def test_processes_stop_after_the_same_step_without_waiting_for_it():
+    class NotYet:
+        """What processes tell each other: there when the next step has been asked for."""
+
+        def __init__(self, *numbers: int) -> None:
+            self.numbers, self.there = numbers, False
+
+        def max(self) -> int:
+            assert self.there
+            return max(self.numbers)
+
+    others, told = [0, 15, 15], []
+    args = SimpleNamespace(world_size=2, device=torch.device("cpu"))
+    gather = lambda number: told.append(NotYet(int(number), others[len(told)])) or told[-1]  # noqa: E731
+    recorder = Recorder.__new__(Recorder)
+    recorder.trainer = SimpleNamespace(args=args, accelerator=SimpleNamespace(gather=gather))
+    recorder.signal = recorder._told = None
+    wanted = []
+    for _ in others:
+        for before in told:
+            before.there = True
+        wanted.append(recorder._stop_wanted())
+    assert (wanted, recorder.signal) == ([False, False, True], 15)
