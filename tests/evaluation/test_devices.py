@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from transformers import BertForSequenceClassification, BertForTokenClassificati
 
 from ofa_fast import build_model
 from ofa_fast.evaluation.encoding import encode
-from ofa_fast.evaluation.finetuning import IGNORED, Example, Recipe, finetune, predict
+from ofa_fast.evaluation.finetuning import IGNORED, Example, Recipe, _collate, finetune, predict
 from ofa_fast.evaluation.loading import load
 from ofa_fast.evaluation.retrieval import retrieval_accuracy
 
@@ -74,6 +75,28 @@ def test_fine_tuning_goes_as_on_the_cpu(device, kind, precision, model, tokenize
         agree = [np.mean(np.asarray(ours) == theirs) for ours, theirs in zip(predicted, expected, strict=True)]
         assert np.mean(agree) > 0.95
     assert all(isinstance(one, (np.ndarray, np.generic)) for one in predicted)
+
+
+def test_batches_are_copied_while_the_gpu_works(monkeypatch):
+    """Else the host would wait for each, and so for the step before."""
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(pad_token_id=0))
+    examples, pinned, copied = [Example([5, 6], 1), Example([7], 0)], [], []
+
+    def to(tensor, device, non_blocking=False):
+        copied.append((str(device), non_blocking, id(tensor) in pinned))
+        return tensor
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: pinned.append(id(tensor)) or tensor)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    for name in ("cpu", "cuda"):
+        batch = _collate(examples, SimpleNamespace(config=config, device=torch.device(name)))
+        assert {key: value.tolist() for key, value in batch.items()} == {
+            "input_ids": [[5, 6], [7, 0]],
+            "attention_mask": [[1, 1], [1, 0]],
+            "labels": [1, 0],
+        }
+        assert copied == [(name, name == "cuda", name == "cuda")] * 3
+        copied.clear()
 
 
 def test_loading_leaves_the_generators_of_gpus_as_they_are(device, folder, monkeypatch):
