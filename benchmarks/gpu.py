@@ -38,6 +38,7 @@ from benchmarks import gpu_table  # noqa: E402
 BUILD = ("scikit-build-core", "pybind11", "cmake", "ninja", "pytest", "pytest-timeout", "pytest-xdist", "execnet")
 PEERS = ("liger-kernel", "cut-cross-entropy", "faiss-gpu-cu12", "cuvs-cu12")
 OPS = ("topk_similarity", "truncated_svd", "factorized_embedding", "factorized_cross_entropy")
+LAYERS = [f"tests/{layer}/test_devices.py" for layer in ("nn", "initialization", "models", "training", "evaluation")]
 BUDGET = 525  # seconds
 MERCY = 8  # seconds a step is given to end by itself
 # The tests that compute-sanitizer watches: small cases of every kernel in CUDA C++.
@@ -183,7 +184,10 @@ def chosen(runner: Runner, words: str) -> list:
 
 
 def tests(runner: Runner, name: str) -> None:
-    """The ops' tests of the CUDA kernels and, beside them, of Triton's, each over several processes if possible."""
+    """The tests of the CUDA kernels and of the layers above them, beside them those of Triton's kernels.
+
+    Each over several processes if possible.
+    """
     workers = []
     if importlib.util.find_spec("xdist") and not runner.options.dry_run:
         workers = ["-n", max(1, (os.cpu_count() or 2) // 2), "--dist", "worksteal"]
@@ -192,6 +196,8 @@ def tests(runner: Runner, name: str) -> None:
         share = f"{name} of {backend}"
         command = python("benchmarks.gpu_tests", "--json", runner.known(share), "tests/ops", "--timeout=60", *workers)
         command += ["--ignore", "tests/ops/test_triton.py", *chosen(runner, words)]
+        if backend == "cuda":
+            command += LAYERS if all(map(importlib.util.find_spec, ("transformers", "accelerate"))) else LAYERS[:1]
         runner.start(share, command, seconds, OMP_NUM_THREADS="2")
     runner.finish()
     runner.results["tests"] |= {backend: runner.read(f"{name} of {backend}") for backend in backends}
