@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ofa_fast._device import usable
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -32,7 +34,9 @@ def load(
     """
     import transformers
 
-    device = _device(device)
+    if device is None:
+        device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    device = usable(device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     with torch.random.fork_rng(devices=[]), _quiet(transformers):
         torch.default_generator.manual_seed(seed)  # and not those of the GPUs, which draw nothing here
@@ -42,16 +46,6 @@ def load(
     if needed > rows:
         raise ValueError(f"model: the tokenizer of {model} has {needed} token ids, but the model's table {rows} rows")
     return loaded.to(device), tokenizer
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    try:
-        return torch.empty(0, device=device).device
-    except (AssertionError, RuntimeError) as error:  # the former is what torch without CUDA says of "cuda"
-        reason = str(error).split("\n")[0].strip().rstrip(".")
-        raise ValueError(f"device: {str(device)!r} cannot be used here ({reason}); 'cpu' always can") from None
 
 
 def pad_id(tokenizer: PreTrainedTokenizerBase) -> int:

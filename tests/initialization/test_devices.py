@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
+from transformers import BertConfig, BertForMaskedLM
 
+import ofa_fast
+from ofa_fast.cli import main
 from ofa_fast.initialization import initialize
 from ofa_fast.initialization.result import RANDOM
 
@@ -82,6 +85,37 @@ def test_a_cache_gives_what_was_computed(device, table, vocabularies, tmp_path):
     for one, *others in zip(plain, made, found, strict=True):
         for other in others:
             assert torch.equal(one.coordinates, other.coordinates) and torch.equal(one.basis, other.basis)
+
+
+@pytest.fixture(scope="module")
+def folders(tokenizers, tmp_path_factory):
+    """A source model with its tokenizer, and a target tokenizer."""
+    source, target = (tmp_path_factory.mktemp(name) for name in ("source", "target"))
+    sizes = {"hidden_size": DIM, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    BertForMaskedLM(BertConfig(vocab_size=len(tokenizers["wordpiece"]), **sizes)).save_pretrained(source)
+    tokenizers["wordpiece"].save_pretrained(source)
+    tokenizers["metaspace"].save_pretrained(target)
+    return "--source", str(source), "--tokenizer", str(target)
+
+
+def test_the_command_line_takes_a_device(device, folders, tmp_path, monkeypatch):
+    seen = []
+
+    def spy(table, *args, **options):
+        seen.append(table.device.type)
+        return initialize(table, *args, **options)
+
+    monkeypatch.setattr(ofa_fast, "initialize", spy)
+    command = ["init", *folders, "--method", "mean", "--rank", "8", "--no-cache"]
+    assert main([*command, "--device", device, "--out", str(tmp_path / "out")]) == 0
+    assert seen == [device] and (tmp_path / "out" / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_there_is_named_first(name, folders, tmp_path, capsys):
+    command = ["init", *folders, "--vectors", "none.vec", "--device", name, "--out", str(tmp_path / "out")]
+    assert main(command) == 2
+    assert f"error: device: '{name}' cannot be used here (" in capsys.readouterr().err
 
 
 def test_a_bad_row_is_named(device, table, vocabularies):
