@@ -43,6 +43,9 @@ EMULATED = {
 PRODUCTS = {"screen": "IMMA", "look_up": "HMMA", "project": "HMMA", "multiply_transposed": "HMMA"}
 SPILLED = {"screen": 0, "look_up": 96, "project": 96, "multiply_transposed": 96}  # bytes a thread; 16 of the others
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+in_the_emulator = pytest.mark.skipif(
+    torch.cuda.is_available(), reason="the ops' own tests run these kernels on the GPU"
+)
 with_module = pytest.mark.skipif(_native.cuda is None, reason=f"_cuda is {_native.reason.get('cuda')}")
 
 
@@ -81,22 +84,9 @@ def emulated(tmp_path_factory):
     return module
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="the ops' own tests run these kernels on the GPU")
-@pytest.mark.parametrize("op", KERNELS)
-def test_in_the_emulator(op, emulated):
-    chosen = f"cuda and ({' '.join(EMULATED[op].split())})"
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        f"tests/ops/test_{op}.py",
-        "-k",
-        chosen,
-    ]
+def _tested(emulated, *arguments):
+    """What pytest says of tests of the emulated kernels, which must pass."""
+    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
     environment = {
         "OFA_CUDA_EMULATED": str(emulated),
         "LD_PRELOAD": " ".join(map(_library, ("libasan.so", "libstdc++.so"))),
@@ -104,7 +94,23 @@ def test_in_the_emulator(op, emulated):
     }
     done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    assert " passed" in done.stdout
+    return done.stdout
+
+
+@in_the_emulator
+@pytest.mark.parametrize("op", KERNELS)
+def test_in_the_emulator(op, emulated):
+    chosen = f"cuda and ({' '.join(EMULATED[op].split())})"
+    assert " passed" in _tested(emulated, f"tests/ops/test_{op}.py", "-k", chosen)
+
+
+@in_the_emulator
+def test_only_ops_with_kernels_are_asked_for_them(emulated):
+    """All other files that a GPU is given run here, too: a test that forces CUDA on an op without it would fail."""
+    ignored = [f"--ignore=tests/ops/test_{name}.py" for name in (*KERNELS, "cuda", "triton")]
+    said = _tested(emulated, "tests/ops", *ignored, "-k", "cuda and not 400", "-rp")
+    assert "PASSED tests/ops/test_capture.py::test_wrong_ids[_lookup-cuda-" in said
+    assert not re.search(r"PASSED tests/ops/test_(factorized_cross_entropy|truncated_svd|tied_gradient)", said)
 
 
 # A runtime that launches as the real one does: more than 48 KiB of static and dynamic shared memory must be asked for.

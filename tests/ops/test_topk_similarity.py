@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from checks import (
-    BACKENDS,
+    backends_of,
     concurrently,
     fullgraph,
     gradcheck,
     in_every_dtype,
     in_forked_child,
-    on_every_backend,
+    on_every_backend_of,
     opcheck,
     threads,
     use,
@@ -42,6 +42,8 @@ TILES = {  # what takes the CUDA kernels several tiles, rounds or stages
     "two slabs": (270, 400, 9, 3),
     "many neighbours": (7, 5200, 5, 40),
 }
+BACKENDS = backends_of("topk_similarity")
+on_every_backend = on_every_backend_of("topk_similarity")
 metrics = pytest.mark.parametrize("metric", ["cosine", "dot"])
 
 
