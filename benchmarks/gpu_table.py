@@ -84,6 +84,8 @@ def _tests(results: dict) -> list[str]:
                 ]  # as pytest marks errors
                 lines.append(f"  failed: {test}: {said[0] if said else ''}"[:300])
             lines += [f"  did not end: {test}" for test in found["running"]]
+            for test, why in found["broken"].items():
+                lines.append(f"  the GPU could no longer be used after {test}: {why}"[:200])
     return lines
 
 

@@ -214,6 +214,39 @@ def test_tests_are_recorded_as_they_come(tmp_path):
     assert "failed: test_some.py::test_bad: AssertionError: sums differ" in text
 
 
+def test_a_broken_gpu_ends_the_process(tmp_path):
+    """As after an illegal access, when even waiting for the GPU fails: what failed is known, the rest is not asked."""
+    (tmp_path / "conftest.py").write_text(
+        "import torch\n"
+        "broken = []\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "def synchronize():\n"
+        "    if broken: raise RuntimeError('CUDA error: an illegal memory access was encountered\\nmore')\n"
+        "torch.cuda.synchronize = synchronize\n"
+    )
+    (tmp_path / "test_some.py").write_text(
+        "import conftest\n"
+        "def test_bad(): assert 1 == 2, 'sums differ'\n"
+        "def test_good(): pass\n"
+        "def test_end(): conftest.broken.append(1); assert 1 == 2, 'at last'\n"
+        "def test_never(): assert False\n"
+    )
+    command = gpu.python("benchmarks.gpu_tests", "--json", tmp_path / "tests.json", "test_some.py")
+    assert subprocess.run([*command, "--rootdir=."], cwd=tmp_path, stdout=subprocess.DEVNULL).returncode == 1
+    found = json.loads((tmp_path / "tests.json").read_text())
+    assert found["passed"] == 1 and not found["running"]
+    assert list(found["failed"]) == ["test_some.py::test_bad", "test_some.py::test_end"]
+    assert found["broken"] == {"test_some.py::test_end": "CUDA error: an illegal memory access was encountered"}
+    text = gpu_table.table({"ops": {}, "peers": {}, "jobs": {}, "steps": {}, "tests": {"cuda": found}})
+    assert "the GPU could no longer be used after test_some.py::test_end: CUDA error: an illegal memory" in text
+
+
+def test_what_another_process_says_ends_no_process(monkeypatch):
+    monkeypatch.setattr(gpu_tests.os, "_exit", lambda status: pytest.fail("ended"))
+    report = argparse.Namespace(user_properties=[(gpu_tests.BROKEN, "why")], nodeid="test_end", node="another process")
+    gpu_tests.pytest_runtest_logreport(report)
+
+
 def test_a_commit_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert machine.commit() == "unknown"
