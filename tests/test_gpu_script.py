@@ -45,7 +45,8 @@ def test_every_step(tmp_path):
     assert training["ofa-fast"]["of_the_loss"] == "float32"
     assert [run["all"] > 0 for run in results["jobs"]["initialization"]["seconds"].values()] == [True, True]
     assert all("forward" in times for times in results["jobs"]["tiles"]["tiles"].values())
-    table = said.stdout.rpartition("best peer")[2]
+    table = said.stdout.rpartition("\nbuild: 0 in")[2]
+    assert table.index("initialization, second") < table.index("best peer") < table.index("truncated_svd: small")
     for line in ("truncated_svd: small", "x the time, {'undecided': 0", "training, ofa-fast", "initialization, second"):
         assert line in table, line
     with tarfile.open(tmp_path / "out" / "logs.tgz") as logs:
@@ -239,6 +240,18 @@ def test_a_broken_gpu_ends_the_process(tmp_path):
     assert found["broken"] == {"test_some.py::test_end": "CUDA error: an illegal memory access was encountered"}
     text = gpu_table.table({"ops": {}, "peers": {}, "jobs": {}, "steps": {}, "tests": {"cuda": found}})
     assert "the GPU could no longer be used after test_some.py::test_end: CUDA error: an illegal memory" in text
+
+
+def test_many_failures_leave_room_for_the_rest():
+    """Of a remote machine's output the last 12,000 characters come back."""
+    failed = {f"tests/ops/test_some.py::test_{i}[{'x' * 60}]": "E   " + "y" * 500 for i in range(400)}
+    found = {"passed": 3, "failed": failed, "broken": {}, "skipped": {"why": 2}, "running": ["test_hangs"]}
+    results = {"ops": {}, "peers": {}, "jobs": {}, "steps": {}, "tests": dict.fromkeys(("cuda", "triton"), found)}
+    text = gpu_table.table(results)
+    assert len(text) < 6000 and text.count("  failed: ") == 20
+    assert text.count("tests, ") == 2 and "3 passed, 400 failed, 2 skipped" in text
+    assert text.count("  and 391 more") == 2
+    assert text.splitlines()[-1].endswith("memory"), "the table of the ops comes last"
 
 
 def test_what_another_process_says_ends_no_process(monkeypatch):
