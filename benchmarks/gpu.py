@@ -7,8 +7,9 @@
   python benchmarks/gpu.py --dry-run          every step on a CPU, with small sizes; tests are only collected
 
 It needs Python with torch for CUDA and triton. A step that fails or takes too long is reported, and the next begins.
-Two files come of it, written anew after every step: the one that --json names, and logs.tgz beside it, with what every
-step said. A table is printed last.
+Two files come of it, written anew after every step: the one that --json names, gpu.json in the folder that the
+environment variable OUT names if there is none, and logs.tgz beside it, with what every step said. A table is printed
+last.
 """
 
 from __future__ import annotations
@@ -273,7 +274,13 @@ def main() -> int:
         help="wheels of build requirements and peers",
     )
     parser.add_argument("--minutes", type=float, default=BUDGET / 60, help=f"for all of it ({BUDGET / 60})")
-    parser.add_argument("--json", type=Path, default=ROOT / "out" / "gpu.json", metavar="FILE", help="(out/gpu.json)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path(os.environ.get("OUT") or ROOT / "out") / "gpu.json",
+        metavar="FILE",
+        help="($OUT/gpu.json, or out/gpu.json)",
+    )
     parser.add_argument("--only", type=lambda names: names.split(","), metavar="STEP,…", help=", ".join(STEPS))
     parser.add_argument("--dry-run", action="store_true", help="on a CPU: small sizes, tests only collected, no build")
     options = parser.parse_args()

@@ -265,6 +265,21 @@ def test_a_commit_without_git(monkeypatch):
     assert machine.commit() == "unknown"
 
 
+@pytest.mark.parametrize("out", ["there", None])
+def test_results_go_where_the_environment_says(monkeypatch, tmp_path, out):
+    if out:
+        monkeypatch.setenv("OUT", str(tmp_path / out))
+    else:
+        monkeypatch.delenv("OUT", raising=False)
+    asked, results = [], {part: {} for part in ("steps", "tests", "ops", "peers", "jobs")}
+    done = argparse.Namespace(results=results)
+    monkeypatch.setattr(gpu, "Runner", lambda options, scratch: asked.append(options.json) or done)
+    monkeypatch.setattr(gpu, "STEPS", {})
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    assert gpu.main() == 0
+    assert asked == [(tmp_path / out if out else ROOT / "out") / "gpu.json"]
+
+
 def test_bad_arguments(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--only", "build,nonsense"])
     with pytest.raises(SystemExit, match="2"):
