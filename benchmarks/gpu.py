@@ -41,6 +41,17 @@ PEERS = ("liger-kernel", "cut-cross-entropy", "faiss-gpu-cu12", "cuvs-cu12")
 OPS = ("topk_similarity", "truncated_svd", "factorized_embedding", "factorized_cross_entropy")
 BUDGET = 525  # seconds
 MERCY = 8  # seconds a step is given to end by itself
+WITHOUT_GPU = ("ops/test_triton.py", "test_gpu_script.py", "test_benchmarks.py")  # compilers and these benchmarks
+# Parts of the tests: where they are, which of them, on a CPU, too, and on how many of the processors.
+TESTS: dict[str, tuple[tuple[str, ...], str, str, float]] = {
+    "cuda": (("tests/ops",), "cuda", "cpu", 1 / 4),
+    "triton": (("tests/ops",), "triton and not cuda", "triton", 1 / 2),
+    "package": (("tests", "--ignore=tests/ops"), "cuda", "cpu", 1 / 4),
+}
+TESTED = {
+    "OMP_NUM_THREADS": "2",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or torch warns, as the tests ask it for the same bits again
+}
 # The tests that compute-sanitizer watches: small cases of every kernel in CUDA C++.
 SANITISED = "{} and (test_values and small or test_values_of_small_tiles or test_exact and odd)"
 
@@ -176,26 +187,28 @@ def build(runner: Runner, name: str) -> None:
         runner.run("build without CUDA", [*install, "-e", ROOT], 90, OFA_CUDA="OFF")
 
 
-def chosen(runner: Runner, words: str) -> list:
-    """pytest's arguments for tests of a backend, which is {} in words; on a CPU the reference's, only collected."""
+def chosen(runner: Runner, words: str, on_a_cpu: str) -> list:
+    """pytest's arguments for tests by words in their names; on a CPU by others, and only collected."""
     if runner.options.dry_run:
-        return ["-k", words.format("reference"), "--collect-only"]
-    return ["-k", words.format("cuda"), "--timeout-method=thread"]
+        return ["-k", on_a_cpu, "--collect-only"]
+    return ["-k", words, "--timeout-method=thread"]
 
 
 def tests(runner: Runner, name: str) -> None:
-    """The ops' tests of the CUDA kernels and, beside them, of Triton's, each over several processes if possible."""
-    workers = []
-    if importlib.util.find_spec("xdist") and not runner.options.dry_run:
-        workers = ["-n", max(1, (os.cpu_count() or 2) // 2), "--dist", "worksteal"]
-    backends, seconds = {"cuda": "{}", "triton": "triton"}, runner.limit(name)
-    for backend, words in backends.items():
-        share = f"{name} of {backend}"
-        command = python("benchmarks.gpu_tests", "--json", runner.known(share), "tests/ops", "--timeout=60", *workers)
-        command += ["--ignore", "tests/ops/test_triton.py", *chosen(runner, words)]
-        runner.start(share, command, seconds, OMP_NUM_THREADS="2")
+    """The tests that need a GPU, in parts beside one another, each over several processes if possible."""
+    seconds, processors = runner.limit(name), os.cpu_count() or 2
+    several = importlib.util.find_spec("xdist") and not runner.options.dry_run
+    for part, (where, words, on_a_cpu, share) in TESTS.items():
+        known = runner.known(f"{name} of {part}")
+        ignored = [f"--ignore=tests/{file}" for file in WITHOUT_GPU]
+        command = python("benchmarks.gpu_tests", "--json", known, *where, *ignored, *chosen(runner, words, on_a_cpu))
+        command += ["--timeout=60", "--continue-on-collection-errors"]
+        if several:
+            command += ["-n", max(1, int(processors * share)), "--dist", "worksteal"]
+        cases = "20" if part == "triton" else "200"  # of the random ones: a compile each
+        runner.start(f"{name} of {part}", command, seconds, **TESTED, OFA_RANDOM_CASES=cases)
     runner.finish()
-    runner.results["tests"] |= {backend: runner.read(f"{name} of {backend}") for backend in backends}
+    runner.results["tests"] |= {part: runner.read(f"{name} of {part}") for part in TESTS}
 
 
 def sanitise(runner: Runner, name: str) -> None:
@@ -205,7 +218,8 @@ def sanitise(runner: Runner, name: str) -> None:
     command = python("benchmarks.gpu_tests", "--json", runner.known(name), *files, f"--timeout={seconds:.0f}")
     if not runner.options.dry_run:
         command = [tool("compute-sanitizer"), "--tool", name, "--error-exitcode", "1", *command]
-    runner.run(name, [*command, *chosen(runner, SANITISED)], seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
+    command += chosen(runner, SANITISED.format("cuda"), SANITISED.format("reference"))
+    runner.run(name, command, seconds, **TESTED, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     runner.results["tests"][name] = runner.read(name)
 
 

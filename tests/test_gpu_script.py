@@ -50,10 +50,15 @@ def test_every_step(tmp_path):
     for line in ("truncated_svd: small", "x the time, {'undecided': 0", "training, ofa-fast", "initialization, second"):
         assert line in table, line
     with tarfile.open(tmp_path / "out" / "logs.tgz") as logs:
-        names = {Path(name).name for name in logs.getnames()}
-        assert {"build.log", "memcheck.log", "peers.json", "tests-of-triton.log"} <= names
-        collected = logs.extractfile("logs/memcheck.log").read().decode()
-    assert all(f"{test}[" in collected for test in ("test_exact", "test_values_of_small_tiles", "test_values"))
+        names = logs.getnames()
+        assert {f"logs/{name}" for name in ("build.log", "peers.json", "tests-of-triton.log")} <= set(names)
+        collected = {Path(name).stem: logs.extractfile(name).read().decode() for name in names if name.endswith(".log")}
+    tested = collected["tests-of-cuda"]
+    assert "test_random_cases[cpu]" in tested and "<Package ops>" not in collected["tests-of-package"]
+    assert "test_truncated_svd.py" in tested and "test_triton.py" not in tested
+    assert "<Dir models>" in collected["tests-of-package"] and "test_gpu_script.py" not in collected["tests-of-package"]
+    tests = "test_exact", "test_values_of_small_tiles", "test_values"
+    assert all(f"{test}[" in collected["memcheck"] for test in tests)
 
 
 def test_shares_fit():
@@ -114,6 +119,19 @@ def test_without_a_cuda_compiler_the_rest_is_built(runner, monkeypatch):
     monkeypatch.setattr(runner, "run", run)
     gpu.build(runner, "build")
     assert asked == [("build", "ON"), ("build without CUDA", "OFF")]
+
+
+def test_which_tests_are_run(runner, monkeypatch):
+    """Of the whole package, and not once more of the ops."""
+    asked = {}
+    runner.options.dry_run = False
+    monkeypatch.setattr(runner, "start", lambda name, command, *_, **environment: asked.update({name: command}))
+    gpu.tests(runner, "tests")
+    words = {name: command[command.index("-k") + 1] for name, command in asked.items()}
+    assert words == {"tests of cuda": "cuda", "tests of triton": "triton and not cuda", "tests of package": "cuda"}
+    assert "tests" in asked["tests of package"] and "--ignore=tests/ops" in asked["tests of package"]
+    assert all("--continue-on-collection-errors" in command for command in asked.values())
+    assert all((ROOT / "tests" / file).exists() for file in gpu.WITHOUT_GPU)
 
 
 def test_a_sanitizer_that_is_absent_is_no_success(runner, monkeypatch):
