@@ -52,8 +52,11 @@ TESTED = {
     "OMP_NUM_THREADS": "2",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or torch warns, as the tests ask it for the same bits again
 }
-# The tests that compute-sanitizer watches: small cases of every kernel in CUDA C++.
-SANITISED = "{} and (test_values and small or test_values_of_small_tiles or test_exact and odd)"
+# The tests that compute-sanitizer watches: small cases of every kernel in CUDA C++ (tests/ops/test_cuda.py sees to it).
+SANITISED = (
+    "{} and (test_values and (small or odd or wide or blocks) or test_values_of_small_tiles or test_exact and odd"
+    " or more_candidates)"
+)
 
 
 class Runner:

@@ -41,11 +41,13 @@ TILES = {  # what takes the CUDA kernels several tiles, rounds or stages
     "one round": (30, 1400, 20, 5),
     "three rounds": (6, 7000, 20, 1),
     "long rows": (33, 1000, 200, 5),
+    "rows too long to stay": (33, 1000, 800, 5),  # in a processor's shared memory, of which an H100 has 227 KiB
     "two slabs": (270, 400, 9, 3),
     "many neighbours": (7, 5200, 5, 40),
 }
 BACKENDS = backends_of("topk_similarity")
 on_every_backend = on_every_backend_of("topk_similarity")
+HALF = {"one round": torch.bfloat16, "two slabs": torch.float16}
 metrics = pytest.mark.parametrize("metric", ["cosine", "dot"])
 
 
@@ -90,7 +92,16 @@ def test_exact(name, dtype, metric, shape):
 def test_values_of_small_tiles(name, shape):
     q, n, d, k = TILES[shape]
     with use(name):
-        assert_exact(*make(q, n, d, torch.bfloat16 if shape == "one round" else torch.float32), k, "cosine")
+        assert_exact(*make(q, n, d, HALF.get(shape, torch.float32)), k, "cosine")
+
+
+@on_every_backend
+@pytest.mark.parametrize("d", [20, 800])
+def test_more_candidates_than_there_is_room_for(name, d):
+    queries, keys = make(33, 1000, d)
+    keys[5:] = keys[5]
+    with use(name):
+        assert_exact(queries, keys, 5, "dot")
 
 
 @on_every_backend
