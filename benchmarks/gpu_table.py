@@ -90,6 +90,8 @@ def _tests(results: dict) -> list[str]:
         lines += wrong[:MOST_TESTS]
         if len(wrong) > MOST_TESTS:
             lines.append(f"  and {len(wrong) - MOST_TESTS} more, all of them in the JSON")
+        for kernel, count in sorted(found.get("reports", {}).items(), key=lambda item: -item[1])[:MOST_TESTS]:
+            lines.append(f"  compute-sanitizer reports {kernel} {count} times"[:200])
         for test, why in found["broken"].items():
             lines.append(f"  the GPU could no longer be used after {test}: {why}"[:200])
     return lines

@@ -67,6 +67,7 @@ def test_shares_fit():
     assert sum(share for share, _ in gpu.STEPS.values()) <= gpu.BUDGET
     assert order.index("tests") < order.index(gpu.OPS[0]) < order.index("certified") < order.index("training")
     assert order.index("initialization") < order.index("peers") < order.index("memcheck") < order.index("tiles")
+    assert all(share > 0 for share, _ in gpu.STEPS.values())
 
 
 @pytest.fixture
@@ -85,6 +86,8 @@ def test_time_saved_goes_to_the_next(runner):
     assert runner.limit("machine") == 2 * share
     runner.end = time.monotonic() + 7
     assert runner.limit("peers") <= 7 and 6 < runner.limit("racecheck") <= 7
+    runner.end = time.monotonic() + gpu.STEPS["racecheck"][0] + gpu.STEPS["tiles"][0] + 5
+    assert runner.limit("racecheck") <= gpu.STEPS["racecheck"][0] + 5, "the tiles keep their share"
 
 
 def test_what_fails_is_reported(runner):
@@ -139,6 +142,43 @@ def test_a_sanitizer_that_is_absent_is_no_success(runner, monkeypatch):
     monkeypatch.setattr(gpu, "tool", lambda name: f"/nowhere/{name}")
     gpu.sanitise(runner, "memcheck")
     assert "/nowhere/compute-sanitizer" in runner.results["steps"]["memcheck"]["status"]
+    assert not runner.results["tests"].get("memcheck")
+
+
+# compute-sanitizer as far as it is used: tests are run where it knows all options, and it writes what it found.
+SANITIZER = """#!{python}
+import json, sys
+if "--kernel-name" in sys.argv and {strict}:
+    raise SystemExit("unrecognised option '--kernel-name'")
+known = {{"passed": 2, "failed": {{}}, "broken": {{}}, "skipped": {{}}, "running": []}}
+open(sys.argv[sys.argv.index("--json") + 1], "w").write(json.dumps(known))
+print('''========= COMPUTE-SANITIZER
+========= Error: Race reported between Write access at ofa::topk_similarity::scan+0xb0 in cuda_exact.h:12
+=========     and Read access at ofa::topk_similarity::scan+0xd0 in cuda_exact.h:14 [32 hazards]
+=========
+========= Warning: Race reported between Read access at ofa::topk_similarity::scan+0x10 in cuda_exact.h:30
+========= Invalid __global__ write of size 4 bytes
+=========     at ofa::factorized_embedding::(anonymous namespace)::look_up+0x70 in cuda.cu:12
+=========     by thread (31,0,0) in block (4,0,0)
+========= ERROR SUMMARY: 3 errors''')
+raise SystemExit(1)
+"""
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_sanitizer_names_kernels(runner, monkeypatch, tmp_path, strict):
+    """It looks at ours alone, or at all where it does not know how to."""
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(SANITIZER.format(python=sys.executable, strict=strict))
+    program.chmod(0o755)
+    runner.options.dry_run = False
+    monkeypatch.setattr(gpu, "tool", lambda name: program)
+    gpu.sanitise(runner, "racecheck")
+    assert runner.results["steps"]["racecheck"]["status"] == 1
+    reports = runner.results["tests"]["racecheck"]["reports"]
+    lookup = "ofa::factorized_embedding::(anonymous namespace)::look_up"
+    assert reports == {"ofa::topk_similarity::scan": 2, lookup: 1}
+    assert "compute-sanitizer reports ofa::topk_similarity::scan 2 times" in gpu_table.table(runner.results)
 
 
 @pytest.mark.parametrize(

@@ -214,6 +214,7 @@ def test_what_kernels_take_of_a_processor(record_property):
         if match := re.search(r"arch = (\w+)", line):
             architecture = match[1]
         elif match := re.search(r"Function (\w+):", line):
+            assert gpu.OUR_KERNELS[1].removeprefix("kns=") in match[1], "or compute-sanitizer would not look at it"
             name = _plain(match[1])
         elif match := re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)", line):
             registers, stack, shared, local = map(int, match.groups())
