@@ -38,7 +38,8 @@ if str(ROOT) not in sys.path:
 from benchmarks import gpu_table  # noqa: E402
 
 BUILD = ("scikit-build-core", "pybind11", "cmake", "ninja", "pytest", "pytest-timeout", "pytest-xdist", "execnet")
-PEERS = ("liger-kernel", "cut-cross-entropy", "faiss-gpu-cu12", "cuvs-cu12")
+PEERS = ("liger-kernel", "cut-cross-entropy")
+PEERS_FOR_CUDA = {"12": ("faiss-gpu-cu12", "cuvs-cu12"), "13": ("faiss-gpu-cu13-cuvs", "cuvs-cu13")}  # that torch has
 OPS = ("topk_similarity", "truncated_svd", "factorized_embedding", "factorized_cross_entropy")
 BUDGET = 525  # seconds
 MERCY = 8  # seconds a step is given to end by itself
@@ -172,11 +173,19 @@ def tool(name: str) -> str:
     return shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}") or name
 
 
+def cuda_of_torch() -> str:
+    """The first number of the CUDA that torch was built for, as "13"; "" of a torch for CPUs, or none."""
+    with contextlib.suppress(AttributeError, OSError):  # read, as importing torch takes seconds
+        version = Path(importlib.util.find_spec("torch").origin).with_name("version.py").read_text()
+        return "".join(re.findall(r"^cuda\b.*['\"](\d+)\.", version, re.MULTILINE)[:1])
+    return ""
+
+
 def build(runner: Runner, name: str) -> None:
     options = runner.options
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
     if options.wheels:
-        for wheel in (*BUILD, *PEERS):
+        for wheel in (*BUILD, *PEERS, *PEERS_FOR_CUDA.get(cuda_of_torch(), ())):
             if any(options.wheels.glob(f"{wheel.replace('-', '_')}-*.whl")):
                 runner.run(f"wheel {wheel}", [*pip, "--no-deps", "--find-links", options.wheels, wheel], 40)
     if options.dry_run:
@@ -264,7 +273,8 @@ def measure(runner: Runner, name: str) -> None:
         found = merged(again, found)
         found["ended"] = culprit
     if name in ("machine", "peers"):
-        runner.results |= found if name == "machine" else {"peers": found.get("ops", {})}
+        kept = {"peers": found.get("ops", {}), "absent": found.get("absent", {})}
+        runner.results |= found if name == "machine" else kept
     else:
         runner.results["ops" if name in OPS else "jobs"][name] = found
 

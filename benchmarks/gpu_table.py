@@ -31,7 +31,7 @@ def _ops(results: dict) -> list[str]:
 
 def _backends(results: dict) -> list[str]:
     """For each op, size and backend that is not taken by itself: which one should be. And what failed."""
-    lines = []
+    lines = [f"no {peer}: {why}" for peer, why in results.get("absent", {}).items()]
     for op, measured in results["ops"].items():
         for name, refusal in measured.get("backends", {}).items():
             if refusal is not None:

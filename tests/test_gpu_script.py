@@ -318,6 +318,35 @@ def test_what_another_process_says_ends_no_process(monkeypatch):
     gpu_tests.pytest_runtest_logreport(report)
 
 
+@pytest.mark.parametrize(
+    ("line", "cuda"), [("cuda: Optional[str] = '13.0'", "13"), ("cuda = '12.8'", "12"), ("cuda = None", "")]
+)
+def test_peers_are_for_the_cuda_of_torch(monkeypatch, tmp_path, runner, line, cuda):
+    (tmp_path / "version.py").write_text(f"__version__ = '2.13.0+cu130'\n{line}\nhip = '7.1'\n")
+    spec = argparse.Namespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: spec)
+    for peer in ("cuvs_cu12", "cuvs_cu13", "faiss_gpu_cu12", "liger_kernel"):
+        (tmp_path / f"{peer}-1.0-py3-none-any.whl").touch()
+    asked, runner.options.wheels = [], tmp_path
+    monkeypatch.setattr(runner, "run", lambda name, *_, **__: asked.append(name))
+    gpu.build(runner, "build")
+    own = {"12": ["wheel faiss-gpu-cu12", "wheel cuvs-cu12"], "13": ["wheel cuvs-cu13"], "": []}
+    assert asked == ["wheel liger-kernel", *own[cuda], "build"]
+
+
+def test_why_a_peer_is_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_steps, "LIBRARIES", {"no_such_module": "any", "json": "no_such_name", "math": "sin"})
+    monkeypatch.setattr(gpu_steps, "OPS", ())
+    found = gpu_steps.Found(tmp_path / "found.json", "cpu", 60, [])
+    gpu_steps.peers(found)
+    assert found.known["absent"] == {
+        "no_such_module": "ModuleNotFoundError: No module named 'no_such_module'",
+        "json": "AttributeError: module 'json' has no attribute 'no_such_name'",
+    }
+    results = {part: {} for part in ("ops", "peers", "jobs", "steps", "tests")}
+    assert "no json: AttributeError" in gpu_table.table(results | found.known | {"ops": {}})
+
+
 def test_a_commit_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert machine.commit() == "unknown"
