@@ -30,7 +30,7 @@ class Queue {
   Queue(const Queue&) = delete;
   Queue& operator=(const Queue&) = delete;
   ~Queue() {
-    if (device_ != before_) cudaSetDevice(before_);
+    if (device_ != before_) static_cast<void>(cudaSetDevice(before_));  // a destructor has nobody to tell
   }
 
   // As Tensor::data, of tensors on this device.

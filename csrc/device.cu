@@ -1,20 +1,21 @@
+#include <cuda_runtime.h>
+
 #include <stdexcept>
 
 #include "device.h"
 
 namespace ofa {
 
-int device_count() {
-  int count = 0;
-  const cudaError_t error = cudaGetDeviceCount(&count);
-  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
-  return count;
-}
+namespace {
+__global__ void nothing() {}
+}  // namespace
 
-int runtime_version() {
-  int version = 0;
-  cudaRuntimeGetVersion(&version);
-  return version;
+void check_device() {
+  cudaFuncAttributes attributes;  // to know them is to have loaded the kernel
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(nothing));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or the next call would report it again
+  throw std::runtime_error(cudaGetErrorString(error));
 }
 
 }  // namespace ofa

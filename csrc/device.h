@@ -3,7 +3,8 @@
 
 namespace ofa {
 
-int device_count();  // throws std::runtime_error with CUDA's own words where there is no driver or no device
-int runtime_version();
+// Throws std::runtime_error with CUDA's own words where the current device cannot run what this module was built for:
+// there is none, its driver is too old, or the module has no code for it.
+void check_device();
 
 }  // namespace ofa

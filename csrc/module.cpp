@@ -71,8 +71,7 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("vector_text_find_lines", &ofa::vector_text::find_lines, release());
   module.def("vector_text_parse", &ofa::vector_text::parse, release());
 #else
-  module.def("device_count", &ofa::device_count, "The number of GPUs, or a RuntimeError that says why there is none");
-  module.def("runtime_version", &ofa::runtime_version);
+  module.def("check_device", &ofa::check_device, "RuntimeError says why the current device cannot run these kernels");
 #endif
 
 #if defined(OFA_WITH_topk_similarity)

@@ -63,6 +63,9 @@ verses; *copied_share*: the part of a shared token's own row in its new row, the
 (0 as in WECHSEL, but for tokens without a vector); *word_weights=rank*: a word counts as 1 / its place in its language;
 the default is k = 10 neighbours at temperature 0.1, all of a copied row, and all words alike. Differences are from OFA
 as it is, with 95 % bootstrap intervals over languages."""
+FINE_TUNED = """\
+Where English itself is hardly learned, the others tell nothing. Means of the seeds, each of which is the arm's and
+fine-tuning's at once."""
 KEPT = """\
 The score after training as a share of the score before it (means of the seeds), from the last layer, whose output the
 masked-language-model head reads, and from the middle layer *layer-N*. Below 1 training lost more of what the source
@@ -112,10 +115,7 @@ def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
         yield from of_source(study[part], part)
     if "fine-tuned" in study:
         yield "## Fine-tuned on English, tested elsewhere"
-        yield fine_tuned(study["fine-tuned"])
-        yield scores(study["fine-tuned"]).markdown()
-        for stage in ("before", "after"):
-            yield f"What OFA gains {stage} training:\n\n{of_gains(study['fine-tuned'], stage).markdown()}"
+        yield from fine_tuned(study["fine-tuned"])
     if "recipes" in study:
         yield from of_recipes(study["recipes"])
     yield "## What it was measured with"
@@ -123,22 +123,31 @@ def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
         yield f"{part}:\n\n" + "\n".join(f"- {name}: {value}" for name, value in about(study[part]))
 
 
-def fine_tuned(report: dict) -> str:
-    """How, and what was learnt of English itself: without that nothing can be carried over."""
+def fine_tuned(report: dict) -> Iterator[str]:
     options = next(iter(report["about"]["tasks"].values()))["options"]
-    own = {
-        f"{task} ({metric_of(report, task)})": ", ".join(
-            f"{arm['label']} {show(arm['points'][-1]['tasks'][task]['source'])}" for arm in report["arms"]
-        )
-        for task in report["about"]["tasks"]
-    }
-    learnt = "\n".join(f"- {task}: {scores_of}" for task, scores_of in own.items())
-    return (
-        f"{options['epochs']} epochs over at most {options['max_train']} English sentences, seed "
-        f"{', '.join(map(str, report['about']['seeds']))}. On English itself the trained arms then reach the following:"
-        " where that is next to nothing, the table below tells nothing."
-        f"\n\n{learnt}"
+    yield (
+        f"{options['epochs']} epochs over at most {options['max_train']} English sentences at a rate of "
+        f"{options['learning_rate']:g}; the epoch is chosen on at most {options['max_dev']} others. {FINE_TUNED}"
     )
+    yield f"English itself:\n\n{english(report).markdown()}"
+    yield f"The mean of the other languages:\n\n{scores(report).markdown()}"
+    for stage in ("before", "after"):
+        yield f"What OFA gains {stage} training:\n\n{of_gains(report, stage).markdown()}"
+    yield f"By script and language:\n\n{where(report).markdown()}"
+
+
+def english(report: dict) -> Table:
+    """Scores of the language that was fine-tuned on; the means of the seeds."""
+    tasks, source, rows = list(report["about"]["tasks"]), report["source"], []
+    if source:
+        own = [source[task]["languages"][source[task]["source"]]["score"] for task in tasks]
+        rows.append([f"{report['about']['source']} as it is", *(cell for score in own for cell in (show(score), "–"))])
+    for label in labels_of(report):
+        arms = [arm["points"] for arm in report["arms"] if arm["label"] == label]
+        columns = [[points[end]["tasks"][task]["source"] for points in arms] for task in tasks for end in (0, -1)]
+        rows.append([label, *(show(sum(column) / len(column)) for column in columns)])
+    head = [cell for task in tasks for cell in (f"{task} ({metric_of(report, task)}), before", "after")]
+    return Table("", "", ["arm", *head], rows)
 
 
 def of_source(report: dict, part: str) -> Iterator[str]:

@@ -77,7 +77,7 @@ class Op:
                 return "triton is not installed"
         elif getattr(_native, name) is None:
             return _native.reason[name]
-        if device == "cuda" and (why_not := _no_gpu()):
+        if device == "cuda" and (why_not := _no_gpu() or (_no_image() if name == "cuda" else None)):
             return why_not
         if not dtypes <= set(self.dtypes):
             return f"it takes {', '.join(str(d).removeprefix('torch.') for d in self.dtypes)}"
@@ -85,6 +85,10 @@ class Op:
 
     def _run(self, *args):
         tensors = [a for a in args if isinstance(a, torch.Tensor)]
+        if any(t.device != tensors[0].device for t in tensors):  # a kernel would take the address for one of its own
+            names = [argument.name for argument in self._overload._schema.arguments]
+            where = [f"{n} on {a.device}" for n, a in zip(names, args, strict=True) if isinstance(a, torch.Tensor)]
+            raise ValueError(f"{self.name}: all tensors must be on one device, got {', '.join(where)}")
         device = tensors[0].device.type
         dtypes = {t.dtype for t in tensors if t.is_floating_point()}
         if _forced:
@@ -108,6 +112,15 @@ def _no_gpu() -> str | None:
     return None
 
 
+@functools.cache
+def _no_image() -> str | None:
+    try:
+        _native.cuda.check_device()
+    except RuntimeError as error:  # an older driver, or a build for other GPUs
+        return f"its kernels cannot run here: {error}"
+    return None
+
+
 def on_first_use(module: str, function: str) -> Callable:
     """A function of a module that is imported when it is first called: Triton's import takes a third of a second."""
 
@@ -124,4 +137,7 @@ def workspace(size: int, like: torch.Tensor) -> torch.Tensor:
 
 def capturing(like: torch.Tensor) -> bool:
     """Whether work on this tensor's device is recorded into a CUDA graph, where nothing may wait for the device."""
-    return like.is_cuda and torch.cuda.is_current_stream_capturing()
+    if not like.is_cuda:
+        return False
+    with torch.cuda.device(like.device):
+        return torch.cuda.is_current_stream_capturing()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import itertools
 import re
 import subprocess
 import tempfile
@@ -15,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import torch
 import triton
@@ -67,13 +69,8 @@ LAUNCHES = {
     "factorized_embedding": (_embedding, {"lookup", "project", "add_segments", "basis"}),
     "factorized_cross_entropy": (_cross_entropy, {"forward", "log_sums", "combine", "backward"}),
 }
-TARGETS = (
-    (torch.bfloat16, 80),
-    (torch.bfloat16, 90),
-    (torch.bfloat16, 100),
-    (torch.float16, 90),
-    (torch.float32, 90),
-)
+TARGETS = tuple(itertools.product((torch.bfloat16, torch.float16, torch.float32), (80, 90, 100)))
+RANKS = {op: (SIZES["R"],) for op in LAUNCHES} | {"factorized_cross_entropy": (200, 400)}  # whose tiles depend on it
 
 
 @dataclass
@@ -144,9 +141,10 @@ def kernels(launch: Callable[[], object], capability: int) -> dict[str, Compiled
 
 
 @functools.cache
-def compiled(op: str, dtype: torch.dtype, capability: int) -> dict[str, Compiled]:
+def compiled(op: str, dtype: torch.dtype, capability: int, rank: int = SIZES["R"]) -> dict[str, Compiled]:
     launch, names = LAUNCHES[op]
-    found = kernels(lambda: launch(dtype), capability)
+    with patch.dict(SIZES, R=rank):
+        found = kernels(lambda: launch(dtype), capability)
     assert found.keys() == names, f"{op} launched {sorted(found)}"
     return found
 
@@ -165,13 +163,14 @@ def table() -> str:
         f"|---|{'---|' * len(titles)}",
     ]
     for op, (_, names) in LAUNCHES.items():
-        for name in sorted(names):
+        for rank, name in itertools.product(RANKS[op], sorted(names)):
             cells = []
             for dtype, capability in TARGETS:
-                kernel = compiled(op, dtype, capability)[name]
+                kernel = compiled(op, dtype, capability, rank)[name]
                 shared = f"{kernel.shared / 1024:.0f}"
                 cells.append(f"{kernel.registers}, {kernel.spilled}, {shared}, {kernel.threads // 32}")
-            lines.append(f"| `{op}` {name} | {' | '.join(cells)} |")
+            named = name if rank == SIZES["R"] else f"{name}, R {rank}"
+            lines.append(f"| `{op}` {named} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -13,6 +13,7 @@ import sys
 import sysconfig
 from collections import defaultdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -223,7 +224,8 @@ def test_what_kernels_take_of_a_processor(record_property):
             assert registers <= (168 if PRODUCTS.get(name) == "HMMA" else 255 if name == "screen" else 64), name
             assert stack + local <= SPILLED.get(name, 16), name
             assert shared <= 48 << 10, name
-    assert found and all(kernels == set().union(*KERNELS.values()) for kernels in found.values())
+    known = {"nothing"}.union(*KERNELS.values())  # which check_device looks for
+    assert found and all(kernels == known for kernels in found.values())
     if "sm_80" in found:  # as built by default; a build for one GPU alone has its code and nothing else
         assert "sm_80" in _tool("--list-ptx")
 
@@ -250,10 +252,10 @@ def test_instructions():
 @with_module
 def test_module_without_a_driver():
     if torch.cuda.is_available():
-        assert _native.cuda.device_count() > 0
+        _native.cuda.check_device()
         return
     with pytest.raises(RuntimeError, match=r"driver|device"):
-        _native.cuda.device_count()
+        _native.cuda.check_device()
     for op in KERNELS:
         assert _op.OPS[op].refusal("cuda", "cuda", {torch.float32}) == "torch finds no GPU"
     with pytest.raises(ValueError, match="must be on a CUDA device"):
@@ -261,7 +263,32 @@ def test_module_without_a_driver():
         _native.cuda.factorized_embedding_forward(torch.zeros(4).long(), x, x, x, torch.zeros(0).byte(), 0)
 
 
+def test_a_gpu_that_the_module_has_no_code_for(monkeypatch):
+    def check_device():
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    monkeypatch.setattr(_native, "cuda", SimpleNamespace(check_device=check_device))
+    monkeypatch.setattr(_op, "_no_gpu", lambda: None)
+    monkeypatch.setattr(_op, "_no_image", _op._no_image.__wrapped__)
+    refusals = [_op.OPS[op].refusal("cuda", "cuda", {torch.float32}) for op in KERNELS]
+    assert refusals == ["its kernels cannot run here: no kernel image is available for execution on the device"] * 2
+    assert _op.OPS["factorized_embedding"].refusal("reference", "cuda", {torch.float32}) is None
+
+
+def test_tensors_of_two_devices():
+    """Neither a segmentation fault nor another backend's message."""
+    ids, coordinates, basis = torch.zeros(3).long(), torch.zeros(5, 2, device="meta"), torch.zeros(2, 4, device="meta")
+    message = "one device, got input_ids on cpu, coordinates on meta, basis on meta"
+    with pytest.raises(ValueError, match=message):
+        _op.OPS["factorized_embedding"]._run(ids, coordinates, basis)
+
+
 def test_a_limit_has_a_reason():
+    for name in ("cuda", "triton"):
+        limit = _op.OPS["factorized_embedding"].limits[name]
+        many = torch.zeros(1).expand(1 << 31)
+        assert limit(many, torch.zeros(2, 3), torch.zeros(3, 4)) == f"it takes fewer than 2^31 rows, got {1 << 31}"
+        assert limit(many[1:], torch.zeros(2, 3), torch.zeros(3, 4)) is None
     limit = _op.OPS["topk_similarity"].limits["cuda"]
     assert limit(torch.zeros(2, 3), torch.zeros(2000, 3), 1025, "dot") == "it takes k up to 1024, got 1025"
     assert limit(torch.zeros(2, 3), torch.zeros(2000, 3), 1024, "dot") is None

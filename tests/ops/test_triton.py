@@ -21,20 +21,34 @@ from ofa_fast.ops._op import OPS
 triton = pytest.importorskip("triton")
 aot = importlib.import_module("aot")
 
-# Bytes; docs/gpu_kernels.md is of the newer one.
-SPILLED = 0 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 9) else 16
+# Bytes a thread by kernel, dtype, capability and rank; none elsewhere. docs/gpu_kernels.md is of the newer Triton.
+SPILLED = {
+    **{("forward", dtype, 80, 400): 104 for dtype in (torch.bfloat16, torch.float16)},
+    **{("backward", dtype, 80, 400): 128 for dtype in (torch.bfloat16, torch.float16)},
+    ("forward", torch.float32, 80, 200): 504,
+    ("backward", torch.float32, 80, 200): 464,
+    ("forward", torch.float32, 80, 400): 1936,
+    ("backward", torch.float32, 80, 400): 1880,
+    ("forward", torch.float32, 90, 400): 232,
+    ("backward", torch.float32, 90, 400): 272,
+}
+OLDER = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 
 # A product takes the interpreter 10 ms, so it runs the small cases only; with a GPU all of them run on that.
 INTERPRETED = {
     "capture": "wrong",
     "tied_gradient": "tied",
     "truncated_svd": "not (random or threads or dominated)",
-    "topk_similarity": "exact and (screened or odd or hostile and cosine and (clus or dup)) and not float16 or nan",
+    "topk_similarity": """
+        exact and (screened or odd or hostile and cosine and (clus or dup)) and not float16 or nan
+        or small_tiles and many or odd and float16
+    """,
     "factorized_embedding": "not (panels or wide or many or threads or sparse and float16)",
     "factorized_cross_entropy": """
         small and not losses or odd or one or difficult and bfloat16 or mixed and bfloat16 or smoothing and none
         or nothing or ignored or infinite_gradients or certain or range or contiguous or opcheck or fullgraph or float64
         or extreme and (first or labels or infinity) and not 200-
+        or test_values and (blocks or wide or depths) and not float32
     """,
 }
 
@@ -76,12 +90,13 @@ def test_gpus_with_little_shared_memory():
 
 
 @pytest.mark.parametrize(("dtype", "capability"), aot.TARGETS, ids=str)
-@pytest.mark.parametrize("op", aot.LAUNCHES)
-def test_compiles_for_gpus(op, dtype, capability):
-    for name, kernel in aot.compiled(op, dtype, capability).items():
+@pytest.mark.parametrize(("op", "rank"), [(op, rank) for op, ranks in aot.RANKS.items() for rank in ranks])
+def test_compiles_for_gpus(op, rank, dtype, capability):
+    for name, kernel in aot.compiled(op, dtype, capability, rank).items():
+        allowed = SPILLED.get((name, dtype, capability, rank), 0) + OLDER * (16 if rank == aot.SIZES["R"] else 512)
         assert kernel.registers * kernel.threads <= 65536
         assert kernel.shared <= SHARED[capability]
-        assert kernel.spilled <= SPILLED, name
+        assert kernel.spilled <= allowed, name
         assert not re.search(r"^\s*(@\S+\s+)?(atom|red)\.", kernel.ptx, re.MULTILINE), "sums in an order that may vary"
         if name not in WITHOUT_PRODUCTS:
             assert PRODUCTS[capability] in kernel.ptx, name

@@ -13,6 +13,7 @@ from ofa_fast.ops._op import Op, on_first_use, workspace
 from ofa_fast.ops.factorized_cross_entropy import reference
 
 TRITON_RANK = 512  # of which the sums of a tile of positions still fit into registers
+REFERENCE_LOGITS = 1 << 25  # at a time: it takes over where no kernel fits, and there too memory has a bound
 
 
 def _outputs(hidden, coordinates, basis, labels, bias, ignore_index, with_others):
@@ -61,9 +62,40 @@ def _backward_native(
     return grads
 
 
+def _blocks(n, v):
+    """Slices of the positions for which the reference forms the logits."""
+    size = max(1, REFERENCE_LOGITS // max(v, 1))
+    return [slice(first, first + size) for first in range(0, max(n, 1), size)]
+
+
 def _forward_reference(hidden, coordinates, basis, labels, bias, ignore_index, with_others):
     reference.check_labels(labels, coordinates, ignore_index)
-    return reference.forward(hidden, coordinates, basis, labels, bias, ignore_index, with_others)
+    parts = [
+        reference.forward(hidden[own], coordinates, basis, labels[own], bias, ignore_index, with_others)
+        for own in _blocks(len(labels), len(coordinates))
+    ]
+    loss, lse, others = zip(*parts, strict=True)
+    return torch.cat(loss), torch.cat(lse, dim=1), torch.cat(others)
+
+
+def _backward_reference(
+    grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss, lse, others, ignore_index, needs
+):
+    wide = reference.wide_dtype(hidden, coordinates, basis, bias)
+    tables = [None if t is None else t.to(wide) for t in (coordinates, basis, bias)]  # so are sums of their gradients
+    grads = None
+    for own in _blocks(len(labels), len(coordinates)):
+        saved = loss[own], lse[:, own], others[own]
+        inputs = hidden[own], *tables[:2], labels[own], tables[2], *saved, ignore_index, needs
+        of_hidden, *of_tables = reference.backward(grad_loss[own], grad_lse[own], *inputs)
+        if grads is None:
+            grads = [of_hidden], of_tables
+        else:
+            grads[0].append(of_hidden)
+            grads = grads[0], [total.add_(part) for total, part in zip(grads[1], of_tables, strict=True)]
+    inputs = hidden, coordinates, basis, bias
+    grads = torch.cat(grads[0]), *grads[1]
+    return tuple(grad.to(t.dtype) if need else grad for grad, t, need in zip(grads, inputs, needs, strict=True))
 
 
 def _triton_limit(coordinates):
@@ -95,7 +127,7 @@ _backward = Op(
     backends={
         "cpu": _backward_native,
         "triton": on_first_use(f"{__name__}.triton", "backward"),
-        "reference": reference.backward,
+        "reference": _backward_reference,
     },
     limits={"triton": lambda grad_loss, grad_lse, hidden, coordinates, *_: _triton_limit(coordinates)},
 )

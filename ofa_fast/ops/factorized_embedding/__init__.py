@@ -73,19 +73,18 @@ def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
 
 
 def _forward_cuda(ids, coordinates, basis):
-    if not capturing(ids):
-        reference.check_ids(ids, coordinates)
     out = coordinates.new_empty(len(ids), basis.shape[1])
     nothing = workspace(0, out)
     _native.cuda.factorized_embedding_forward(
         ids.contiguous(), coordinates.contiguous(), basis.contiguous(), out, nothing, 0
     )
+    if not capturing(ids):  # asked last, when everything is under way: the kernel reads no row that is not there
+        reference.check_ids(ids, coordinates)
     return out
 
 
 def _backward_cuda(grad, ids, coordinates, basis, padding_idx, sparse, needs):
-    if not capturing(ids):
-        reference.check_ids(ids, coordinates)
+    """Ids are those that the forward pass has checked, or, in a CUDA graph, nobody: then wrong ones get no gradient."""
     (n,), (v, r), d = ids.shape, coordinates.shape, basis.shape[1]
     groups = _group(_native.cuda, ids, coordinates, padding_idx)
     grad_coordinates = grad_basis = grad.new_empty(0)
@@ -104,7 +103,8 @@ def _backward_cuda(grad, ids, coordinates, basis, padding_idx, sparse, needs):
     return _sparse(distinct, grad_coordinates, coordinates) if sparse and needs[0] else grad_coordinates, grad_basis
 
 
-def _cuda_limit(ids, coordinates):
+def _gpu_limit(ids, coordinates):
+    """Kernels count tokens, and CUDA C++ also rows, in 32 bits."""
     rows = max(len(ids), len(coordinates))
     return f"it takes fewer than 2^31 rows, got {rows}" if rows >= 1 << 31 else None
 
@@ -142,7 +142,7 @@ _forward = Op(
         "triton": on_first_use(f"{__name__}.triton", "forward"),
         "reference": _forward_reference,
     },
-    limits={"cuda": lambda ids, coordinates, *_: _cuda_limit(ids, coordinates)},
+    limits=dict.fromkeys(("cuda", "triton"), lambda ids, coordinates, *_: _gpu_limit(ids, coordinates)),
 )
 # Gradients of coordinates, if sparse a coalesced sparse_coo tensor, and of basis, without what padding_idx (-1: none)
 # adds to them; those that `needs` does not ask for are empty.
@@ -156,7 +156,7 @@ _backward = Op(
         "triton": on_first_use(f"{__name__}.triton", "backward"),
         "reference": _backward_reference,
     },
-    limits={"cuda": lambda grad, ids, coordinates, *_: _cuda_limit(ids, coordinates)},
+    limits=dict.fromkeys(("cuda", "triton"), lambda grad, ids, coordinates, *_: _gpu_limit(ids, coordinates)),
 )
 
 
