@@ -1,4 +1,4 @@
-"""What each op is meant to reach, as rules over the results of one size."""
+"""What each op is meant to reach on a kind of device, as rules over the results of one size."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ class Goal:
     bound: float
     unit: str  # a format for both numbers
     at_least: bool = True
+    device: str = "cpu"  # whose results it is for
 
     def reached(self, value: float) -> bool:
         return value >= self.bound if self.at_least else value <= self.bound

@@ -7,13 +7,15 @@
   python benchmarks/gpu.py --dry-run          every step on a CPU, with small sizes; tests are only collected
 
 It needs Python with torch for CUDA and triton. A step that fails or takes too long is reported, and the next begins.
-Two files come of it, written anew after every step: the one that --json names, and logs.tgz beside it, with what every
-step said. A table is printed last.
+Two files come of it, written anew after every step: the one that --json names, gpu.json in the folder that the
+environment variable OUT names if there is none, and logs.tgz beside it, with what every step said. A table is printed
+last.
 """
 
 from __future__ import annotations
 
 import argparse
+import collections
 import contextlib
 import importlib.util
 import json
@@ -26,7 +28,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -36,13 +38,31 @@ if str(ROOT) not in sys.path:
 from benchmarks import gpu_table  # noqa: E402
 
 BUILD = ("scikit-build-core", "pybind11", "cmake", "ninja", "pytest", "pytest-timeout", "pytest-xdist", "execnet")
-PEERS = ("liger-kernel", "cut-cross-entropy", "faiss-gpu-cu12", "cuvs-cu12")
+PEERS = ("liger-kernel", "cut-cross-entropy")
+PEERS_FOR_CUDA = {"12": ("faiss-gpu-cu12", "cuvs-cu12"), "13": ("faiss-gpu-cu13-cuvs", "cuvs-cu13")}  # that torch has
 OPS = ("topk_similarity", "truncated_svd", "factorized_embedding", "factorized_cross_entropy")
-LAYERS = [f"tests/{layer}/test_devices.py" for layer in ("nn", "initialization", "models", "training", "evaluation")]
+LAYERS = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/*/test_devices.py"))
 BUDGET = 525  # seconds
 MERCY = 8  # seconds a step is given to end by itself
-# The tests that compute-sanitizer watches: small cases of every kernel in CUDA C++.
-SANITISED = "{} and (test_values and small or test_values_of_small_tiles or test_exact and odd)"
+WITHOUT_GPU = ("ops/test_triton.py", "test_gpu_script.py", "test_benchmarks.py")  # compilers and these benchmarks
+# Parts of the tests: where they are, which of them, on a CPU, too, and on how many of the processors.
+TESTS: dict[str, tuple[Sequence[str], str, str, float]] = {
+    "cuda": (("tests/ops",), "cuda", "cpu", 1 / 4),
+    "triton": (("tests/ops",), "triton and not cuda", "triton", 1 / 2),
+    "package": (LAYERS, "cuda", "cpu", 1 / 4),
+}
+TESTED = {
+    "OMP_NUM_THREADS": "2",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or torch warns, as the tests ask it for the same bits again
+}
+# The tests that compute-sanitizer watches: small cases of every kernel in CUDA C++ (tests/ops/test_cuda.py sees to it).
+SANITISED = (
+    "{} and (test_values and (small or odd or wide or blocks) or test_values_of_small_tiles or test_exact and odd"
+    " or more_candidates)"
+)
+OUR_KERNELS = ("--kernel-name", "kns=_ZN3ofa", "--demangle", "simple")  # a part of the mangled name
+# Of "Error: Race reported between Write access at ofa::f+0x10 in f.cu:3" or "    at ofa::f+0x10 in f.cu:3"
+REPORT = re.compile(r"^=+ (?:.*reported between \w+ access|\s+) ?at (.+?)\+0x", re.MULTILINE)
 
 
 class Runner:
@@ -55,11 +75,11 @@ class Runner:
         self.running: list[tuple[str, subprocess.Popen, float, float]] = []
 
     def limit(self, step: str) -> float:
-        """Seconds for a step: its share, or twice that where the ones before it left so much."""
+        """Seconds for a step: its share, or up to twice that if those before it left so much; the last has all."""
         wanted = [name for name in STEPS if not self.options.only or name in self.options.only]
         later = sum(STEPS[name][0] for name in wanted[wanted.index(step) + 1 :])
         left, share = self.end - time.monotonic(), STEPS[step][0]
-        return min(left, max(share, min(2 * share, left - later))) if share else left
+        return min(left, max(share, min(2 * share, left - later)) if later else left)
 
     def write(self) -> None:
         whole = self.options.json.with_suffix(".part")
@@ -154,11 +174,19 @@ def tool(name: str) -> str:
     return shutil.which(name) or shutil.which(f"/usr/local/cuda/bin/{name}") or name
 
 
+def cuda_of_torch() -> str:
+    """The first number of the CUDA that torch was built for, as "13"; "" of a torch for CPUs, or none."""
+    with contextlib.suppress(AttributeError, OSError):  # read, as importing torch takes seconds
+        version = Path(importlib.util.find_spec("torch").origin).with_name("version.py").read_text()
+        return "".join(re.findall(r"^cuda\b.*['\"](\d+)\.", version, re.MULTILINE)[:1])
+    return ""
+
+
 def build(runner: Runner, name: str) -> None:
     options = runner.options
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--quiet", "--no-index"]
     if options.wheels:
-        for wheel in (*BUILD, *PEERS):
+        for wheel in (*BUILD, *PEERS, *PEERS_FOR_CUDA.get(cuda_of_torch(), ())):
             if any(options.wheels.glob(f"{wheel.replace('-', '_')}-*.whl")):
                 runner.run(f"wheel {wheel}", [*pip, "--no-deps", "--find-links", options.wheels, wheel], 40)
     if options.dry_run:
@@ -176,42 +204,48 @@ def build(runner: Runner, name: str) -> None:
         runner.run("build without CUDA", [*install, "-e", ROOT], 90, OFA_CUDA="OFF")
 
 
-def chosen(runner: Runner, words: str) -> list:
-    """pytest's arguments for tests of a backend, which is {} in words; on a CPU the reference's, only collected."""
+def chosen(runner: Runner, words: str, on_a_cpu: str) -> list:
+    """pytest's arguments for tests by words in their names; on a CPU by others, and only collected."""
     if runner.options.dry_run:
-        return ["-k", words.format("reference"), "--collect-only"]
-    return ["-k", words.format("cuda"), "--timeout-method=thread"]
+        return ["-k", on_a_cpu, "--collect-only"]
+    return ["-k", words, "--timeout-method=thread"]
 
 
 def tests(runner: Runner, name: str) -> None:
-    """The tests of the CUDA kernels and of the layers above them, beside them those of Triton's kernels.
-
-    Each over several processes if possible.
-    """
-    workers = []
-    if importlib.util.find_spec("xdist") and not runner.options.dry_run:
-        workers = ["-n", max(1, (os.cpu_count() or 2) // 2), "--dist", "worksteal"]
-    backends, seconds = {"cuda": "{}", "triton": "triton"}, runner.limit(name)
-    for backend, words in backends.items():
-        share = f"{name} of {backend}"
-        command = python("benchmarks.gpu_tests", "--json", runner.known(share), "tests/ops", "--timeout=60", *workers)
-        command += ["--ignore", "tests/ops/test_triton.py", *chosen(runner, words)]
-        if backend == "cuda":
-            command += LAYERS if all(map(importlib.util.find_spec, ("transformers", "accelerate"))) else LAYERS[:1]
-        runner.start(share, command, seconds, OMP_NUM_THREADS="2")
+    """The tests that need a GPU, in parts beside one another, each over several processes if possible."""
+    seconds, processors = runner.limit(name), os.cpu_count() or 2
+    several = importlib.util.find_spec("xdist") and not runner.options.dry_run
+    for part, (where, words, on_a_cpu, share) in TESTS.items():
+        known = runner.known(f"{name} of {part}")
+        ignored = [f"--ignore=tests/{file}" for file in WITHOUT_GPU]
+        command = python("benchmarks.gpu_tests", "--json", known, *where, *ignored, *chosen(runner, words, on_a_cpu))
+        command += ["--timeout=60", "--continue-on-collection-errors"]
+        if several:
+            command += ["-n", max(1, int(processors * share)), "--dist", "worksteal"]
+        cases = "20" if part == "triton" else "200"  # of the random ones: a compile each
+        runner.start(f"{name} of {part}", command, seconds, **TESTED, OFA_RANDOM_CASES=cases)
     runner.finish()
-    runner.results["tests"] |= {backend: runner.read(f"{name} of {backend}") for backend in backends}
+    runner.results["tests"] |= {part: runner.read(f"{name} of {part}") for part in TESTS}
 
 
 def sanitise(runner: Runner, name: str) -> None:
-    """Small cases of the kernels in CUDA C++ under NVIDIA's compute-sanitizer."""
+    """Small cases of the kernels in CUDA C++ under NVIDIA's compute-sanitizer, which looks at no other's kernels."""
     seconds = runner.limit(name)
     files = [f"tests/ops/test_{op}.py" for op in ("topk_similarity", "factorized_embedding")]
     command = python("benchmarks.gpu_tests", "--json", runner.known(name), *files, f"--timeout={seconds:.0f}")
-    if not runner.options.dry_run:
-        command = [tool("compute-sanitizer"), "--tool", name, "--error-exitcode", "1", *command]
-    runner.run(name, [*command, *chosen(runner, SANITISED)], seconds, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
-    runner.results["tests"][name] = runner.read(name)
+    command += chosen(runner, SANITISED.format("cuda"), SANITISED.format("reference"))
+    environment = TESTED | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    if runner.options.dry_run:
+        runner.run(name, command, seconds, **environment)
+    else:
+        # torch asks drivers for what they may not have; where a call of ours fails, the test does
+        watch = [tool("compute-sanitizer"), "--tool", name, "--error-exitcode", "1", "--report-api-errors", "no"]
+        runner.run(name, [*watch, *OUR_KERNELS, *command], seconds, **environment)
+        if not runner.read(name):  # pytest has not begun: this compute-sanitizer may not know these options
+            runner.run(name, [*watch[:5], *command], runner.limit(name), **environment)
+    if found := runner.read(name):
+        reports = REPORT.findall(runner.log(name).read_text(errors="replace"))
+        runner.results["tests"][name] = found | {"reports": collections.Counter(reports)}
 
 
 def merged(first: dict, second: dict) -> dict:
@@ -240,7 +274,8 @@ def measure(runner: Runner, name: str) -> None:
         found = merged(again, found)
         found["ended"] = culprit
     if name in ("machine", "peers"):
-        runner.results |= found if name == "machine" else {"peers": found.get("ops", {})}
+        kept = {"peers": found.get("ops", {}), "absent": found.get("absent", {})}
+        runner.results |= found if name == "machine" else kept
     else:
         runner.results["ops" if name in OPS else "jobs"][name] = found
 
@@ -251,22 +286,22 @@ def job(runner: Runner, name: str) -> None:
     runner.results["jobs"][name] = runner.measured(name, command, runner.limit(name))
 
 
-# What is asked, in this order, and the seconds it is given; what has none gets what is left in the end.
+# What is asked, in this order, and the seconds that it has at least. Time that is saved goes to those that follow.
 STEPS: dict[str, tuple[float, Callable[[Runner, str], None]]] = {
-    "build": (115, build),
-    "machine": (30, measure),
-    "tests": (60, tests),
+    "build": (110, build),
+    "machine": (25, measure),
+    "tests": (90, tests),
     "topk_similarity": (25, measure),
-    "truncated_svd": (20, measure),
+    "truncated_svd": (15, measure),
     "factorized_embedding": (25, measure),
     "factorized_cross_entropy": (35, measure),
-    "certified": (35, measure),
-    "training": (55, job),
-    "initialization": (35, job),
-    "peers": (55, measure),
-    "memcheck": (35, sanitise),
-    "racecheck": (0, sanitise),
-    "tiles": (0, measure),
+    "certified": (25, measure),
+    "training": (50, job),
+    "initialization": (30, job),
+    "peers": (30, measure),
+    "memcheck": (30, sanitise),
+    "racecheck": (20, sanitise),
+    "tiles": (15, measure),
 }
 
 
@@ -279,7 +314,13 @@ def main() -> int:
         help="wheels of build requirements and peers",
     )
     parser.add_argument("--minutes", type=float, default=BUDGET / 60, help=f"for all of it ({BUDGET / 60})")
-    parser.add_argument("--json", type=Path, default=ROOT / "out" / "gpu.json", metavar="FILE", help="(out/gpu.json)")
+    parser.add_argument(
+        "--json",
+        type=Path,
+        default=Path(os.environ.get("OUT") or ROOT / "out") / "gpu.json",
+        metavar="FILE",
+        help="($OUT/gpu.json, or out/gpu.json)",
+    )
     parser.add_argument("--only", type=lambda names: names.split(","), metavar="STEP,…", help=", ".join(STEPS))
     parser.add_argument("--dry-run", action="store_true", help="on a CPU: small sizes, tests only collected, no build")
     options = parser.parse_args()

@@ -71,6 +71,15 @@ TILES = (
 )  # fmt: skip
 
 
+# What a peer is imported by, and what of it is used.
+LIBRARIES = {
+    "faiss": "StandardGpuResources",
+    "cuvs.neighbors.brute_force": "search",
+    "liger_kernel.transformers": "LigerFusedLinearCrossEntropyLoss",
+    "cut_cross_entropy": "linear_cross_entropy",
+}
+
+
 class Found:
     """What is known, and until when there is time to find out more."""
 
@@ -168,9 +177,20 @@ def measure(op: str, found: Found) -> None:
         raise SystemExit("some of it could not be measured")
 
 
+def absent() -> dict[str, str]:
+    """Libraries that cannot be measured here, each with the reason."""
+    reasons = {}
+    for module, name in LIBRARIES.items():
+        try:
+            getattr(importlib.import_module(module), name)
+        except Exception as error:  # a library that this machine cannot load may raise anything
+            reasons[module] = f"{type(error).__name__}: {error}".partition("\n")[0][:200]
+    return reasons
+
+
 def peers(found: Found) -> None:
     """Everything but ours, each alone, the slow ones after all others; one that fails is no failure of this step."""
-    found.known["ops"] = {}
+    found.known |= {"absent": absent(), "ops": {}}
     for slow in (False, True) if found.device == "cuda" else (False,):
         for op in reversed(OPS):
             sizes = sizes_of(op, found.device)

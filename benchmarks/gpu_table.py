@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+MOST_TESTS = 10  # that failed, and whose errors are shown
+
 
 def table(results: dict) -> str:
-    parts = (_ops, _backends, _searches, _jobs, _tests, _steps)
+    """What matters most comes last: where output is cut, its end is what is left."""
+    parts = (_steps, _tests, _jobs, _searches, _backends, _ops)
     return "\n".join(line for part in parts for line in part(results))
 
 
@@ -28,7 +31,7 @@ def _ops(results: dict) -> list[str]:
 
 def _backends(results: dict) -> list[str]:
     """For each op, size and backend that is not taken by itself: which one should be. And what failed."""
-    lines = []
+    lines = [f"no {peer}: {why}" for peer, why in results.get("absent", {}).items()]
     for op, measured in results["ops"].items():
         for name, refusal in measured.get("backends", {}).items():
             if refusal is not None:
@@ -75,15 +78,22 @@ def _jobs(results: dict) -> list[str]:
 def _tests(results: dict) -> list[str]:
     lines = []
     for name, found in results["tests"].items():
-        if found:
-            skipped = sum(found["skipped"].values())
-            lines.append(f"tests, {name}: {found['passed']} passed, {len(found['failed'])} failed, {skipped} skipped")
-            for test, text in found["failed"].items():
-                said = [
-                    line[1:].strip() for line in text.splitlines() if line.startswith("E ")
-                ]  # as pytest marks errors
-                lines.append(f"  failed: {test}: {said[0] if said else ''}"[:300])
-            lines += [f"  did not end: {test}" for test in found["running"]]
+        if not found:
+            continue
+        skipped = sum(found["skipped"].values())
+        lines.append(f"tests, {name}: {found['passed']} passed, {len(found['failed'])} failed, {skipped} skipped")
+        wrong = []
+        for test, text in found["failed"].items():
+            said = [line[1:].strip() for line in text.splitlines() if line.startswith("E ")]  # as pytest marks errors
+            wrong.append(f"  failed: {test}: {said[0] if said else ''}"[:200])
+        wrong += [f"  did not end: {test}"[:200] for test in found["running"]]
+        lines += wrong[:MOST_TESTS]
+        if len(wrong) > MOST_TESTS:
+            lines.append(f"  and {len(wrong) - MOST_TESTS} more, all of them in the JSON")
+        for kernel, count in sorted(found.get("reports", {}).items(), key=lambda item: -item[1])[:MOST_TESTS]:
+            lines.append(f"  compute-sanitizer reports {kernel} {count} times"[:200])
+        for test, why in found["broken"].items():
+            lines.append(f"  the GPU could no longer be used after {test}: {why}"[:200])
     return lines
 
 

@@ -1,7 +1,8 @@
 """python -m benchmarks report [--check]: docs/benchmarks.md, its plots, and the table in README.md.
 
-All of it comes from benchmarks/results/*.json, which `python -m benchmarks --json` writes; nothing is typed. With
---check nothing is written either: the files that differ from what the results say are named.
+All of it comes from benchmarks/results/*.json, which `python -m benchmarks --json` writes; nothing is typed. A gpu.json
+of benchmarks/gpu.py may lie there, too, and gets a table in docs/benchmarks.md. With --check nothing is written either:
+the files that differ from what the results say are named.
 """
 
 from __future__ import annotations
@@ -108,9 +109,9 @@ def size_table(measured: dict) -> list[str]:
     return rows(cells)
 
 
-def goal_table(op: str, sizes: dict[str, dict]) -> list[str]:
+def goal_table(op: str, sizes: dict[str, dict], device: str) -> list[str]:
     cells = [["on", "what", "goal", "measured", "reached"]]
-    for goal in (goal for goal in GOALS if goal.op == op):
+    for goal in (goal for goal in GOALS if (goal.op, goal.device) == (op, device)):
         for size in (size for size in goal.sizes if size in sizes):
             value = goal.measured(sizes[size]["entries"], sizes[size]["roofs"])
             if value is None:
@@ -121,15 +122,42 @@ def goal_table(op: str, sizes: dict[str, dict]) -> list[str]:
     return rows(cells, right=2) if len(cells) > 1 else []
 
 
+def of_gpu_script(result: dict) -> bool:
+    """Whether this is a gpu.json, and not what `python -m benchmarks --json` writes."""
+    return "steps" in result
+
+
+def gpu_section(result: dict) -> list[str]:
+    """What `benchmarks/gpu.py` measured: every entry alone, so there is one time each; ours by backend."""
+    described = result.get("machine")
+    cells = [["", "ours", "on", "best peer", "over ours", "memory"]]
+    for op, measured in result["ops"].items():
+        for size, found in measured.get("ops", {}).get(op, {}).items():
+            peers = result["peers"].get(op, {}).get(size, {}).get("entries", {})
+            least, best = min(((peer["p50"], name) for name, peer in peers.items()), default=(None, ""))
+            for backend, entry in found["entries"].items():
+                theirs = ["", ""] if least is None else [f"{best}: {duration(least)}", f"{least / entry['p50']:.2f}×"]
+                cells.append([f"`{op}`, {size}", duration(entry["p50"]), backend, *theirs, memory(entry)])
+    return [
+        *("", f"## {title(described) if described else 'A GPU'}, by `benchmarks/gpu.py`", ""),
+        *(facts(described) if described else "Of a machine that is not known.", ""),
+        *(f"Commit {result.get('commit', 'unknown')}; each entry was timed alone, and p50 is shown.", ""),
+        *rows(cells),
+    ]
+
+
 def page(results: dict[str, dict]) -> str:
     lines = [
         *INTRODUCTION.splitlines(),
     ]
     for name, result in results.items():
+        if of_gpu_script(result):
+            lines += gpu_section(result)
+            continue
         lines += ["", f"## {title(result['machine'])}", "", facts(result["machine"])]
         for op, sizes in result["ops"].items():
             lines += ["", f"### {op}", "", f"![{op}: times over ours](plots/{name}-{op}.svg)", ""]
-            lines += goal_table(op, sizes)
+            lines += goal_table(op, sizes, "cuda" if result["machine"]["gpu"] else "cpu")
             for size, measured in sizes.items():
                 roofs = ", ".join(f"{roof} {value / 1e9:,.0f} G/s" for roof, value in measured["roofs"].items())
                 lines += ["", f"#### {size}", "", f"{measured['date']}, commit {measured['commit']}; {roofs}.", ""]
@@ -159,7 +187,8 @@ def generated(results_folder: Path = RESULTS, root: Path = ROOT) -> dict[Path, s
     """Every file that the results determine, with its content; of README.md what stands between the markers changes."""
     results = {file.stem: json.loads(file.read_text()) for file in sorted(results_folder.glob("*.json"))}
     files = {root / "docs" / "benchmarks.md": page(results)}
-    for name, result in results.items():
+    in_turns = {name: result for name, result in results.items() if not of_gpu_script(result)}
+    for name, result in in_turns.items():
         for op, sizes in result["ops"].items():
             groups = [
                 (
@@ -179,7 +208,7 @@ def generated(results_folder: Path = RESULTS, root: Path = ROOT) -> dict[Path, s
     _, closed, after = rest.partition(END)
     if not found or not closed:
         raise ValueError(f"README.md must hold {BEGIN} and {END}")
-    files[root / "README.md"] = before + BEGIN + "\n" + readme_table(results) + "\n" + END + after
+    files[root / "README.md"] = before + BEGIN + "\n" + readme_table(in_turns) + "\n" + END + after
     return files
 
 

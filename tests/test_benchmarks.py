@@ -214,6 +214,38 @@ def test_report(tmp_path):
     assert len(set(re.findall(r'<rect x="([\d.]+)"', plot))) == 1, "slower peers' bars start at 1"
 
 
+def test_goals_are_a_devices():
+    """A GPU is not judged by what a CPU is meant to reach."""
+    from benchmarks import topk_similarity as topk
+
+    measured = {
+        "entries": {harness.OURS: entry(0.5), topk.TORCH: entry(2.0)},
+        "roofs": dict.fromkeys(report.ROOFS, 1e9),
+    }
+    assert len(report.goal_table("topk_similarity", {topk.CLUSTERED: measured}, "cpu")) > 3
+    assert report.goal_table("topk_similarity", {topk.CLUSTERED: measured}, "cuda") == []
+
+
+def test_report_of_a_gpu(tmp_path):
+    """What benchmarks/gpu.py wrote, also where the GPU could not be described."""
+    size, readme = "8,192 x 250,002 x 200, k = 10", f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n"
+    own = {"entries": {"cuda": entry(0.01), "triton": entry(0.02)}, "failed": {}}
+    peers = {"entries": {"faiss knn_gpu": entry(0.05), "cuVS brute force": entry(0.04)}, "failed": {}}
+    ops = {"topk_similarity": {"backends": {}, "ops": {"topk_similarity": {size: own}}}, "truncated_svd": {}}
+    results = {"steps": {}, "tests": {}, "ops": ops, "peers": {"topk_similarity": {size: peers}}, "jobs": {}}
+    described = {"cpu": "x", "cores": 2, "gpu": "NVIDIA H100", "flags": [], "threads": 2, "isa": "amx", "python": "3"}
+    (tmp_path / "README.md").write_text(readme)
+    (tmp_path / "results").mkdir()
+    for machine_known in ({}, {"machine": described | {"versions": {"cuda": "13.0"}}, "commit": "abc"}):
+        (tmp_path / "results" / "gpu.json").write_text(json.dumps(results | machine_known))
+        files = report.generated(tmp_path / "results", tmp_path)
+        assert set(files) == {tmp_path / "README.md", tmp_path / "docs" / "benchmarks.md"}
+        page = files[tmp_path / "docs/benchmarks.md"]
+        assert f"| `topk_similarity`, {size} | 10.0 ms | cuda | cuVS brute force: 40.0 ms | 4.00× | 1 MiB |" in page
+        assert f"| `topk_similarity`, {size} | 20.0 ms | triton | cuVS brute force: 40.0 ms | 2.00× | 1 MiB |" in page
+    assert "## NVIDIA H100, by" in page and "Commit abc" in page and "cuda 13.0" in page
+
+
 def test_readme_without_markers(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ValueError, match=r"README\.md must hold"):

@@ -45,14 +45,20 @@ def test_every_step(tmp_path):
     assert training["ofa-fast"]["of_the_loss"] == "float32"
     assert [run["all"] > 0 for run in results["jobs"]["initialization"]["seconds"].values()] == [True, True]
     assert all("forward" in times for times in results["jobs"]["tiles"]["tiles"].values())
-    table = said.stdout.rpartition("best peer")[2]
+    table = said.stdout.rpartition("\nbuild: 0 in")[2]
+    assert table.index("initialization, second") < table.index("best peer") < table.index("truncated_svd: small")
     for line in ("truncated_svd: small", "x the time, {'undecided': 0", "training, ofa-fast", "initialization, second"):
         assert line in table, line
     with tarfile.open(tmp_path / "out" / "logs.tgz") as logs:
-        names = {Path(name).name for name in logs.getnames()}
-        assert {"build.log", "memcheck.log", "peers.json", "tests-of-triton.log"} <= names
-        collected = logs.extractfile("logs/memcheck.log").read().decode()
-    assert all(f"{test}[" in collected for test in ("test_exact", "test_values_of_small_tiles", "test_values"))
+        names = logs.getnames()
+        assert {f"logs/{name}" for name in ("build.log", "peers.json", "tests-of-triton.log")} <= set(names)
+        collected = {Path(name).stem: logs.extractfile(name).read().decode() for name in names if name.endswith(".log")}
+    tested = collected["tests-of-cuda"]
+    assert "test_random_cases[cpu]" in tested and "<Package ops>" not in collected["tests-of-package"]
+    assert "test_truncated_svd.py" in tested and "test_triton.py" not in tested
+    assert "<Dir models>" in collected["tests-of-package"] and "test_gpu_script.py" not in collected["tests-of-package"]
+    tests = "test_exact", "test_values_of_small_tiles", "test_values"
+    assert all(f"{test}[" in collected["memcheck"] for test in tests)
 
 
 def test_shares_fit():
@@ -61,6 +67,7 @@ def test_shares_fit():
     assert sum(share for share, _ in gpu.STEPS.values()) <= gpu.BUDGET
     assert order.index("tests") < order.index(gpu.OPS[0]) < order.index("certified") < order.index("training")
     assert order.index("initialization") < order.index("peers") < order.index("memcheck") < order.index("tiles")
+    assert all(share > 0 for share, _ in gpu.STEPS.values())
 
 
 @pytest.fixture
@@ -79,6 +86,8 @@ def test_time_saved_goes_to_the_next(runner):
     assert runner.limit("machine") == 2 * share
     runner.end = time.monotonic() + 7
     assert runner.limit("peers") <= 7 and 6 < runner.limit("racecheck") <= 7
+    runner.end = time.monotonic() + gpu.STEPS["racecheck"][0] + gpu.STEPS["tiles"][0] + 5
+    assert runner.limit("racecheck") <= gpu.STEPS["racecheck"][0] + 5, "the tiles keep their share"
 
 
 def test_what_fails_is_reported(runner):
@@ -115,11 +124,61 @@ def test_without_a_cuda_compiler_the_rest_is_built(runner, monkeypatch):
     assert asked == [("build", "ON"), ("build without CUDA", "OFF")]
 
 
+def test_which_tests_are_run(runner, monkeypatch):
+    """Of the ops, and of every layer above them."""
+    asked = {}
+    runner.options.dry_run = False
+    monkeypatch.setattr(runner, "start", lambda name, command, *_, **environment: asked.update({name: command}))
+    gpu.tests(runner, "tests")
+    words = {name: command[command.index("-k") + 1] for name, command in asked.items()}
+    assert words == {"tests of cuda": "cuda", "tests of triton": "triton and not cuda", "tests of package": "cuda"}
+    assert {f"tests/{layer}/test_devices.py" for layer in ("nn", "models", "training")} <= set(asked["tests of package"])
+    assert all("--continue-on-collection-errors" in command for command in asked.values())
+    assert all((ROOT / "tests" / file).exists() for file in gpu.WITHOUT_GPU)
+
+
 def test_a_sanitizer_that_is_absent_is_no_success(runner, monkeypatch):
     runner.options.dry_run = False
     monkeypatch.setattr(gpu, "tool", lambda name: f"/nowhere/{name}")
     gpu.sanitise(runner, "memcheck")
     assert "/nowhere/compute-sanitizer" in runner.results["steps"]["memcheck"]["status"]
+    assert not runner.results["tests"].get("memcheck")
+
+
+# compute-sanitizer as far as it is used: tests are run where it knows all options, and it writes what it found.
+SANITIZER = """#!{python}
+import json, sys
+if "--kernel-name" in sys.argv and {strict}:
+    raise SystemExit("unrecognised option '--kernel-name'")
+known = {{"passed": 2, "failed": {{}}, "broken": {{}}, "skipped": {{}}, "running": []}}
+open(sys.argv[sys.argv.index("--json") + 1], "w").write(json.dumps(known))
+print('''========= COMPUTE-SANITIZER
+========= Error: Race reported between Write access at ofa::topk_similarity::scan+0xb0 in cuda_exact.h:12
+=========     and Read access at ofa::topk_similarity::scan+0xd0 in cuda_exact.h:14 [32 hazards]
+=========
+========= Warning: Race reported between Read access at ofa::topk_similarity::scan+0x10 in cuda_exact.h:30
+========= Invalid __global__ write of size 4 bytes
+=========     at ofa::factorized_embedding::(anonymous namespace)::look_up+0x70 in cuda.cu:12
+=========     by thread (31,0,0) in block (4,0,0)
+========= ERROR SUMMARY: 3 errors''')
+raise SystemExit(1)
+"""
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_sanitizer_names_kernels(runner, monkeypatch, tmp_path, strict):
+    """It looks at ours alone, or at all where it does not know how to."""
+    program = tmp_path / "compute-sanitizer"
+    program.write_text(SANITIZER.format(python=sys.executable, strict=strict))
+    program.chmod(0o755)
+    runner.options.dry_run = False
+    monkeypatch.setattr(gpu, "tool", lambda name: program)
+    gpu.sanitise(runner, "racecheck")
+    assert runner.results["steps"]["racecheck"]["status"] == 1
+    reports = runner.results["tests"]["racecheck"]["reports"]
+    lookup = "ofa::factorized_embedding::(anonymous namespace)::look_up"
+    assert reports == {"ofa::topk_similarity::scan": 2, lookup: 1}
+    assert "compute-sanitizer reports ofa::topk_similarity::scan 2 times" in gpu_table.table(runner.results)
 
 
 @pytest.mark.parametrize(
@@ -214,9 +273,98 @@ def test_tests_are_recorded_as_they_come(tmp_path):
     assert "failed: test_some.py::test_bad: AssertionError: sums differ" in text
 
 
+def test_a_broken_gpu_ends_the_process(tmp_path):
+    """As after an illegal access, when even waiting for the GPU fails: what failed is known, the rest is not asked."""
+    (tmp_path / "conftest.py").write_text(
+        "import torch\n"
+        "broken = []\n"
+        "torch.cuda.is_available = lambda: True\n"
+        "def synchronize():\n"
+        "    if broken: raise RuntimeError('CUDA error: an illegal memory access was encountered\\nmore')\n"
+        "torch.cuda.synchronize = synchronize\n"
+    )
+    (tmp_path / "test_some.py").write_text(
+        "import conftest\n"
+        "def test_bad(): assert 1 == 2, 'sums differ'\n"
+        "def test_good(): pass\n"
+        "def test_end(): conftest.broken.append(1); assert 1 == 2, 'at last'\n"
+        "def test_never(): assert False\n"
+    )
+    command = gpu.python("benchmarks.gpu_tests", "--json", tmp_path / "tests.json", "test_some.py")
+    assert subprocess.run([*command, "--rootdir=."], cwd=tmp_path, stdout=subprocess.DEVNULL).returncode == 1
+    found = json.loads((tmp_path / "tests.json").read_text())
+    assert found["passed"] == 1 and not found["running"]
+    assert list(found["failed"]) == ["test_some.py::test_bad", "test_some.py::test_end"]
+    assert found["broken"] == {"test_some.py::test_end": "CUDA error: an illegal memory access was encountered"}
+    text = gpu_table.table({"ops": {}, "peers": {}, "jobs": {}, "steps": {}, "tests": {"cuda": found}})
+    assert "the GPU could no longer be used after test_some.py::test_end: CUDA error: an illegal memory" in text
+
+
+def test_many_failures_leave_room_for_the_rest():
+    """Of a remote machine's output the last 12,000 characters come back."""
+    failed = {f"tests/ops/test_some.py::test_{i}[{'x' * 60}]": "E   " + "y" * 500 for i in range(400)}
+    found = {"passed": 3, "failed": failed, "broken": {}, "skipped": {"why": 2}, "running": ["test_hangs"]}
+    results = {"ops": {}, "peers": {}, "jobs": {}, "steps": {}, "tests": dict.fromkeys(("cuda", "triton"), found)}
+    text = gpu_table.table(results)
+    assert len(text) < 6000 and text.count("  failed: ") == 20
+    assert text.count("tests, ") == 2 and "3 passed, 400 failed, 2 skipped" in text
+    assert text.count("  and 391 more") == 2
+    assert text.splitlines()[-1].endswith("memory"), "the table of the ops comes last"
+
+
+def test_what_another_process_says_ends_no_process(monkeypatch):
+    monkeypatch.setattr(gpu_tests.os, "_exit", lambda status: pytest.fail("ended"))
+    report = argparse.Namespace(user_properties=[(gpu_tests.BROKEN, "why")], nodeid="test_end", node="another process")
+    gpu_tests.pytest_runtest_logreport(report)
+
+
+@pytest.mark.parametrize(
+    ("line", "cuda"), [("cuda: Optional[str] = '13.0'", "13"), ("cuda = '12.8'", "12"), ("cuda = None", "")]
+)
+def test_peers_are_for_the_cuda_of_torch(monkeypatch, tmp_path, runner, line, cuda):
+    (tmp_path / "version.py").write_text(f"__version__ = '2.13.0+cu130'\n{line}\nhip = '7.1'\n")
+    spec = argparse.Namespace(origin=str(tmp_path / "__init__.py"))
+    monkeypatch.setattr(gpu.importlib.util, "find_spec", lambda name: spec)
+    for peer in ("cuvs_cu12", "cuvs_cu13", "faiss_gpu_cu12", "liger_kernel"):
+        (tmp_path / f"{peer}-1.0-py3-none-any.whl").touch()
+    asked, runner.options.wheels = [], tmp_path
+    monkeypatch.setattr(runner, "run", lambda name, *_, **__: asked.append(name))
+    gpu.build(runner, "build")
+    own = {"12": ["wheel faiss-gpu-cu12", "wheel cuvs-cu12"], "13": ["wheel cuvs-cu13"], "": []}
+    assert asked == ["wheel liger-kernel", *own[cuda], "build"]
+
+
+def test_why_a_peer_is_absent(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu_steps, "LIBRARIES", {"no_such_module": "any", "json": "no_such_name", "math": "sin"})
+    monkeypatch.setattr(gpu_steps, "OPS", ())
+    found = gpu_steps.Found(tmp_path / "found.json", "cpu", 60, [])
+    gpu_steps.peers(found)
+    assert found.known["absent"] == {
+        "no_such_module": "ModuleNotFoundError: No module named 'no_such_module'",
+        "json": "AttributeError: module 'json' has no attribute 'no_such_name'",
+    }
+    results = {part: {} for part in ("ops", "peers", "jobs", "steps", "tests")}
+    assert "no json: AttributeError" in gpu_table.table(results | found.known | {"ops": {}})
+
+
 def test_a_commit_without_git(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert machine.commit() == "unknown"
+
+
+@pytest.mark.parametrize("out", ["there", None])
+def test_results_go_where_the_environment_says(monkeypatch, tmp_path, out):
+    if out:
+        monkeypatch.setenv("OUT", str(tmp_path / out))
+    else:
+        monkeypatch.delenv("OUT", raising=False)
+    asked, results = [], {part: {} for part in ("steps", "tests", "ops", "peers", "jobs")}
+    done = argparse.Namespace(results=results)
+    monkeypatch.setattr(gpu, "Runner", lambda options, scratch: asked.append(options.json) or done)
+    monkeypatch.setattr(gpu, "STEPS", {})
+    monkeypatch.setattr(sys, "argv", ["gpu.py"])
+    assert gpu.main() == 0
+    assert asked == [(tmp_path / out if out else ROOT / "out") / "gpu.json"]
 
 
 def test_bad_arguments(monkeypatch, capsys):

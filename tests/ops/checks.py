@@ -69,7 +69,17 @@ def _runnable_on_gpus() -> Iterator[str]:
 BACKENDS += _runnable_on_gpus()
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
-on_every_backend = pytest.mark.parametrize("name", BACKENDS)
+
+def backends_of(*words: str) -> list[str]:
+    """Those of BACKENDS that have kernels for all of these ops: their forward and their backward."""
+    ops = [op for name, op in _op.OPS.items() if name.removesuffix("_backward") in words]
+    return [name for name in BACKENDS if all(name.partition("-")[0] in op.backends for op in ops)]
+
+
+def on_every_backend_of(*words: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("name", backends_of(*words))
+
+
 in_every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
 
 

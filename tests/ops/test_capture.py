@@ -6,9 +6,9 @@ import importlib
 
 import pytest
 import torch
-from checks import on_every_backend, use
+from checks import backends_of, use
 
-from ofa_fast.ops import factorized_cross_entropy, factorized_embedding
+from ofa_fast.ops import _op, factorized_cross_entropy, factorized_embedding
 
 V, R, D, N = 40, 12, 20, 9
 
@@ -24,6 +24,9 @@ def _loss(labels, coordinates, basis):
     return loss, *torch.autograd.grad(loss.sum(), (hidden, coordinates, basis))
 
 
+OPS = {_lookup: "factorized_embedding", _loss: "factorized_cross_entropy"}
+
+
 def _inputs(device="cpu"):
     generator = torch.Generator().manual_seed(0)
     shapes = (V, R), (R, D)
@@ -32,8 +35,7 @@ def _inputs(device="cpu"):
 
 
 @pytest.mark.parametrize("wrong", [-1, V, 1 << 40, -(1 << 40)])
-@pytest.mark.parametrize("op", [_lookup, _loss])
-@on_every_backend
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op, word in OPS.items() for name in backends_of(word)])
 def test_wrong_ids(op, wrong, name, monkeypatch):
     """An error, but while capturing as if the position were not there."""
     ids, *tables = _inputs()
@@ -42,8 +44,7 @@ def test_wrong_ids(op, wrong, name, monkeypatch):
         op(ids, *tables)
     if name != "triton":
         return
-    module = {_lookup: "factorized_embedding", _loss: "factorized_cross_entropy"}[op]
-    monkeypatch.setattr(importlib.import_module(f"ofa_fast.ops.{module}.triton"), "capturing", lambda tensor: True)
+    monkeypatch.setattr(importlib.import_module(f"ofa_fast.ops.{OPS[op]}.triton"), "capturing", lambda tensor: True)
     with use(name):
         got = op(ids, *tables)
     kept = torch.arange(N) != 3
@@ -58,15 +59,12 @@ def test_wrong_ids(op, wrong, name, monkeypatch):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize("op", [_lookup, _loss])
+@pytest.mark.parametrize("op", OPS)
 @pytest.mark.parametrize("name", ["triton", "cuda"])
 def test_replayed(op, name):  # pragma: no cover
     """A graph captured with some ids and replayed with others gives what a call gives."""
     ids, *tables = _inputs("cuda")
-    from ofa_fast.ops._op import OPS
-
-    kernel = {_lookup: "factorized_embedding", _loss: "factorized_cross_entropy"}[op]
-    if why_not := OPS[kernel].refusal(name, "cuda", {torch.float32}):
+    if why_not := _op.OPS[OPS[op]].refusal(name, "cuda", {torch.float32}):
         pytest.skip(why_not)
     with use(name):
         side = torch.cuda.Stream()

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from checks import (
-    BACKENDS,
     assert_no_worse,
+    backends_of,
     concurrently,
     fullgraph,
     gradcheck,
     in_every_dtype,
-    on_every_backend,
+    on_every_backend_of,
     opcheck,
     run,
     threads,
@@ -26,6 +26,7 @@ from checks import (
 from ofa_fast.ops import factorized_cross_entropy
 from ofa_fast.ops.factorized_cross_entropy import reference
 
+BACKENDS, on_every_backend = backends_of("factorized_cross_entropy"), on_every_backend_of("factorized_cross_entropy")
 SHAPES = {  # labels' shape, V, R, D
     "small": ((7,), 11, 3, 5),
     "odd": ((3, 19), 53, 17, 37),
@@ -339,7 +340,6 @@ def test_logits_never_exist():
     script = """if True:
         import resource, torch
         from ofa_fast.ops import factorized_cross_entropy
-
         def peak():
             return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 

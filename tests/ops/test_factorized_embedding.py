@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from checks import (
-    BACKENDS,
+    backends_of,
     concurrently,
     fullgraph,
     gradcheck,
     in_every_dtype,
     in_forked_child,
-    on_every_backend,
+    on_every_backend_of,
     opcheck,
     threads,
     use,
@@ -29,9 +29,11 @@ SHAPES = {  # ids' shape, V, R, D
     "no tokens": ((0, 4), 5, 2, 3),
     "scalar ids": ((), 9, 4, 33),
     "wide": ((250,), 40, 130, 300),
+    "blocks": ((2100,), 40, 3, 5),
     "three digits": ((90,), 5_000_000, 1, 2),
 }
-on_every_isa = pytest.mark.parametrize("name", BACKENDS[1:])
+on_every_backend = on_every_backend_of("factorized_embedding")
+on_every_isa = pytest.mark.parametrize("name", backends_of("factorized_embedding")[1:])
 
 
 def make(shape, v, r, d, dtype=torch.float64):

@@ -6,12 +6,12 @@ from contextlib import nullcontext
 
 import pytest
 import torch
-from checks import in_every_dtype, on_every_backend, use
+from checks import in_every_dtype, on_every_backend_of, use
 
 from ofa_fast.nn import FactorizedEmbedding, FactorizedHead, tied_gradient
 
 
-@on_every_backend
+@on_every_backend_of("factorized_embedding", "factorized_cross_entropy")
 @in_every_dtype
 @pytest.mark.parametrize("padding_idx", [None, 3])
 def test_tied_gradient_is_the_sum_of_both(name, dtype, padding_idx):

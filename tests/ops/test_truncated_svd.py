@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import assert_no_worse, fullgraph, gradcheck, on_every_backend, opcheck, run, threads, use
+from checks import assert_no_worse, fullgraph, gradcheck, on_every_backend_of, opcheck, run, threads, use
 
 from ofa_fast.ops import truncated_svd
 from ofa_fast.ops.truncated_svd import _native_gram, _native_product, eigenpairs, reference
 
+on_every_backend = on_every_backend_of("truncated_svd")
 SPECTRA = {
     "flat": lambda d: torch.ones(d, dtype=torch.float64),
     "decaying": lambda d: torch.arange(1, d + 1, dtype=torch.float64) ** -0.7,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checks import use
-from test_factorized_cross_entropy import make, on_every_backend, put
+from checks import backends_of, use
+from test_factorized_cross_entropy import make, put
 
 from ofa_fast.ops import factorized_cross_entropy, factorized_embedding
 from ofa_fast.ops.factorized_cross_entropy import reference
@@ -30,8 +30,7 @@ OPS = {
 }
 
 
-@on_every_backend
-@pytest.mark.parametrize("op", OPS)
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op in OPS for name in backends_of(op)])
 @pytest.mark.parametrize("case", UNEVEN)
 @pytest.mark.parametrize("rank", [40, 400])
 def test_errors_are_those_of_torch(name, op, case, rank):

@@ -33,7 +33,10 @@ struct Index {
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
 enum { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrComputeCapabilityMajor };
-constexpr int emulated_shared_memory = 99 << 10;  // of a small GPU
+inline int emulated_shared_memory() {  // that of a small GPU if OFA_SHARED_KIB does not say another's
+  static const char* const kib = std::getenv("OFA_SHARED_KIB");
+  return (kib ? std::atoi(kib) : 99) << 10;
+}
 
 inline const char* cudaGetErrorString(cudaError_t error) { return error ? "invalid value" : "no error"; }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -41,7 +44,9 @@ inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess;
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 struct cudaFuncAttributes {};
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) { return *value = emulated_shared_memory, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
+  return *value = emulated_shared_memory(), cudaSuccess;
+}
 inline cudaError_t cudaMemsetAsync(void* data, int byte, size_t bytes, cudaStream_t) {
   return std::memset(data, byte, bytes), cudaSuccess;
 }
