@@ -80,7 +80,7 @@ def write_page(numbers: Path, folder: Path) -> None:
     study = json.loads(numbers.read_text("utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     parts = [part for part in COMPARED if part in study]
-    for part in parts:
+    for part in [*parts, *(["long"] if "long" in study else [])]:
         for name, svg in plots(study[part], part):
             with atomic_file(folder / "plots" / name) as file:
                 file.write_text(svg, "utf-8")
@@ -113,14 +113,27 @@ def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
     yield SETUP
     for part in parts:
         yield from of_source(study[part], part)
+    if "long" in study:
+        yield from trained_for_longer(study["long"])
     if "fine-tuned" in study:
         yield "## Fine-tuned on English, tested elsewhere"
         yield from fine_tuned(study["fine-tuned"])
     if "recipes" in study:
         yield from of_recipes(study["recipes"])
     yield "## What it was measured with"
-    for part in [*parts, *(["recipes"] if "recipes" in study else [])]:
+    for part in [*parts, *(part for part in ("long", "recipes") if part in study)]:
         yield f"{part}:\n\n" + "\n".join(f"- {name}: {value}" for name, value in about(study[part]))
+
+
+def trained_for_longer(report: dict) -> Iterator[str]:
+    steps = report["arms"][0]["steps"]
+    yield f"## {report['about']['source']}, {steps:,} steps"
+    yield f"Does what OFA gains last, and does retrieval recover? {scores(report).note}\n\n{scores(report).markdown()}"
+    yield "\n".join([verdicts(report, "after"), *of_losses(report, "after")])
+    yield of_gains(report, "after").markdown()
+    yield f"By script and language:\n\n{where(report).markdown()}"
+    yield f"{KEPT}\n\n{kept(report).markdown()}"
+    yield from while_training(report, "long")
 
 
 def fine_tuned(report: dict) -> Iterator[str]:
@@ -168,6 +181,11 @@ def of_source(report: dict, part: str) -> Iterator[str]:
     yield rank_lead(report)
     yield "### How much training until random rows of the highest rank are matched?"
     yield matching(report)
+    yield from while_training(report, part)
+
+
+def while_training(report: dict, part: str) -> Iterator[str]:
+    source = report["about"]["source"]
     for measure in measures_of(report):
         name = f"study-{part}-{measure.replace(' ', '-')}.svg"
         if any(len(lines_of(report, label, measure)) > 2 for label in trained_labels(report)):
