@@ -84,7 +84,7 @@ FULL = Size(
     {"learning_rate": 5e-5, "warmup_steps": 30},
 )
 SEEDS = (0, 1, 2)
-LONG, LONG_POINTS = 4_000, (300, 1_000, 2_000)  # steps of OFA and random rows at rank 100, with the first seed
+LONG, LONG_POINTS = 3_000, (300, 1_000, 2_000)  # steps of OFA and random rows at rank 100, with the first seed
 FINE_TUNED = (("ofa", 100), ("random", 100))
 # Half the rate learns too little in so few epochs; at three times the rate a trained arm ends in one class for all.
 FINE_TUNING = {
