@@ -63,9 +63,7 @@ verses; *copied_share*: the part of a shared token's own row in its new row, the
 (0 as in WECHSEL, but for tokens without a vector); *word_weights=rank*: a word counts as 1 / its place in its language;
 the default is k = 10 neighbours at temperature 0.1, all of a copied row, and all words alike. Differences are from OFA
 as it is, with 95 % bootstrap intervals over languages."""
-FINE_TUNED = """\
-Where English itself is hardly learned, the others tell nothing. Means of the seeds, each of which is the arm's and
-fine-tuning's at once."""
+FINE_TUNED = "Where English itself is hardly learned, the others tell nothing."
 KEPT = """\
 The score after training as a share of the score before it (means of the seeds), from the last layer, whose output the
 masked-language-model head reads, and from the middle layer *layer-N*. Below 1 training lost more of what the source
@@ -140,7 +138,8 @@ def fine_tuned(report: dict) -> Iterator[str]:
     options = next(iter(report["about"]["tasks"].values()))["options"]
     yield (
         f"{options['epochs']} epochs over at most {options['max_train']} English sentences at a rate of "
-        f"{options['learning_rate']:g}; the epoch is chosen on at most {options['max_dev']} others. {FINE_TUNED}"
+        f"{options['learning_rate']:g}; the epoch is chosen on at most {options['max_dev']} others. "
+        f"Seeds {', '.join(map(str, report['about']['seeds']))}, of the arm and of fine-tuning at once. {FINE_TUNED}"
     )
     yield f"English itself:\n\n{english(report).markdown()}"
     yield f"The mean of the other languages:\n\n{scores(report).markdown()}"
