@@ -132,7 +132,8 @@ def test_which_tests_are_run(runner, monkeypatch):
     gpu.tests(runner, "tests")
     words = {name: command[command.index("-k") + 1] for name, command in asked.items()}
     assert words == {"tests of cuda": "cuda", "tests of triton": "triton and not cuda", "tests of package": "cuda"}
-    assert {f"tests/{layer}/test_devices.py" for layer in ("nn", "models", "training")} <= set(asked["tests of package"])
+    of_layers = {f"tests/{layer}/test_devices.py" for layer in ("nn", "models", "training")}
+    assert of_layers <= set(asked["tests of package"])
     assert all("--continue-on-collection-errors" in command for command in asked.values())
     assert all((ROOT / "tests" / file).exists() for file in gpu.WITHOUT_GPU)
 
