@@ -13,19 +13,37 @@ import torch
 import triton
 import triton.language as tl
 
-from ofa_fast.ops._op import capturing
 from ofa_fast.ops._triton import dot, power_of_2, rounded
-from ofa_fast.ops.factorized_embedding import _sparse, reference
+from ofa_fast.ops.factorized_embedding import REPORTS, _sparse
 
 SLICES = 16  # of the tokens, at most, that `_basis` sums apart: enough programs for small tables
+CHECKED = tl.constexpr(2048)  # ids that are looked at at once
 SEGMENT_BLOCKS = 32  # partial rows that `_add_segments` adds at once
 
 
 @triton.jit
+def _report_wrong(ids, tokens, vocabulary, report):
+    """[position, id, vocabulary] of the first wrong id, unless another one stands there."""
+    first = tl.zeros((), tl.int32) + tokens
+    for start in range(0, tokens, CHECKED):
+        token = start + tl.arange(0, CHECKED)
+        row = tl.load(ids + token, mask=token < tokens, other=0)
+        wrong = ((row < 0) | (row >= vocabulary)) & (token < tokens)
+        first = tl.minimum(first, tl.min(tl.where(wrong, token, tokens), 0))
+    if first < tokens:
+        if tl.load(report) < 0:
+            tl.store(report + 1, tl.load(ids + first))
+            tl.store(report + 2, tl.zeros((), tl.int64) + vocabulary)
+            tl.store(report, first.to(tl.int64))
+
+
+@triton.jit
 def _lookup(
-    ids, table, basis, out, tokens, vocabulary,
+    ids, table, basis, out, report, tokens, vocabulary,
     R: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        _report_wrong(ids, tokens, vocabulary, report)
     token = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     row = tl.load(ids + token, mask=token < tokens, other=-1)
@@ -132,16 +150,16 @@ def _blocks(dtype):
 
 def forward(ids, coordinates, basis):
     (n,), (r, d) = ids.shape, basis.shape
+    report = REPORTS.record(ids)
     out = coordinates.new_empty(n, d)
     rows, columns, depth = _blocks(basis.dtype)
     if out.numel():
         grid = triton.cdiv(n, rows), triton.cdiv(d, columns)
         _lookup[grid](
-            ids.contiguous(), coordinates.contiguous(), basis.contiguous(), out, n, len(coordinates),
+            ids.contiguous(), coordinates.contiguous(), basis.contiguous(), out, report, n, len(coordinates),
             R=r, D=d, BLOCK_N=rows, BLOCK_D=columns, BLOCK_R=min(depth, power_of_2(r)), num_warps=4, num_stages=3,
         )  # fmt: skip
-    if not capturing(ids):  # asked last, when everything is under way: the kernel reads no row that is not there
-        reference.check_ids(ids, coordinates)
+    REPORTS.settle(ids)
     return out
 
 
@@ -159,7 +177,7 @@ def _grad_coordinates(grad, ids, coordinates, basis, padding_idx, sparse):
     block, _, depth = _blocks(basis.dtype)
     width = min(64, power_of_2(r))  # with 128 the two products of `_project` would not fit into registers
     sorted_ids, order = ids.sort(stable=True)
-    # While a CUDA graph is captured nobody has checked the ids: then those that are none get no gradient.
+    # Nobody has waited for the check of the ids: those that are none get no gradient.
     starts = (sorted_ids != padding_idx) & (sorted_ids >= 0) & (sorted_ids < len(coordinates))
     starts[1:] &= sorted_ids[1:] != sorted_ids[:-1]
     if sparse:

@@ -273,6 +273,7 @@ inline unsigned __ballot_sync(unsigned, bool mine) {
   for (int i = 0; i < 32; ++i) bits |= static_cast<unsigned>(all[i].value) << i;
   return bits;
 }
+inline void __syncwarp() { emulator::exchange("syncwarp", {}); }
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 
 template <class T>
