@@ -47,10 +47,10 @@ class Reports:
             self._raise(like, record[1], LATER)
         return record[0]
 
-    def raise_earlier(self, like: torch.Tensor) -> None:
+    def raise_earlier(self, like: torch.Tensor, remark: str = LATER) -> None:
         record = self._records.get(like.device)
-        if record and record[1][0] != NONE:
-            self._raise(like, record[1], LATER)
+        if record is not None and record[1][0] != NONE:
+            self._raise(like, record[1], remark)
 
     def settle(self, like: torch.Tensor) -> None:
         """Behind the kernel: waits for it and raises, where calls tell of their own wrong entries."""
@@ -58,9 +58,7 @@ class Reports:
             if not IMMEDIATE or capturing(like):
                 return
             torch.cuda.current_stream(like.device).synchronize()
-        words = self._records[like.device][1]
-        if words[0] != NONE:
-            self._raise(like, words, "")
+        self.raise_earlier(like, "")
 
     def _raise(self, like: torch.Tensor, words: memoryview, remark: str) -> None:
         position, entry, rows = words

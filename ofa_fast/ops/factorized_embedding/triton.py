@@ -41,9 +41,11 @@ def _report_wrong(ids, tokens, vocabulary, report):
 def _lookup(
     ids, table, basis, out, report, tokens, vocabulary,
     R: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    REPORTS: tl.constexpr,
 ):  # fmt: skip
-    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        _report_wrong(ids, tokens, vocabulary, report)
+    if REPORTS:
+        if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+            _report_wrong(ids, tokens, vocabulary, report)
     token = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     row = tl.load(ids + token, mask=token < tokens, other=-1)
@@ -157,13 +159,15 @@ def forward(ids, coordinates, basis):
         grid = triton.cdiv(n, rows), triton.cdiv(d, columns)
         _lookup[grid](
             ids.contiguous(), coordinates.contiguous(), basis.contiguous(), out, report, n, len(coordinates),
-            R=r, D=d, BLOCK_N=rows, BLOCK_D=columns, BLOCK_R=min(depth, power_of_2(r)), num_warps=4, num_stages=3,
+            R=r, D=d, BLOCK_N=rows, BLOCK_D=columns, BLOCK_R=min(depth, power_of_2(r)),
+            REPORTS=report.numel() > 0, num_warps=4, num_stages=3,
         )  # fmt: skip
     REPORTS.settle(ids)
     return out
 
 
 def backward(grad, ids, coordinates, basis, padding_idx, sparse, needs):
+    REPORTS.raise_earlier(ids)
     grad, ids, coordinates, basis = (t.contiguous() for t in (grad, ids, coordinates, basis))
     nothing = grad.new_empty(0)
     return (
