@@ -153,18 +153,45 @@ __global__ void __launch_bounds__(group_threads) count_heads(Sorted sorted, int3
   if (threadIdx.x == 0) counts[blockIdx.x] = total;
 }
 
-// Rows of the sorted tokens [begin, end), of which `found` ids begin before; `begin` is 0 or another block's end.
+constexpr int at_once = 8;  // tokens that a thread loads before it looks at the first of them
+
+// Rows of the sorted tokens [begin, end), of which `found` ids begin before; `begin` is 0 or another block's end. A warp
+// has neighbouring tokens: it counts the ids that begin there, and then knows where its own ones come.
 __device__ inline void number_tokens(const Sorted& sorted, int64_t begin, int64_t end, int64_t found, int32_t* of_warp) {
-  for (int64_t start = begin; start < end; start += group_threads) {
-    const int64_t i = start + threadIdx.x;
-    const bool head = i < end && sorted.begins(i);
-    int32_t total;
-    const int64_t row = found + sum_before(head, &total, of_warp) + head - 1;
-    found += total;
-    if (head) sorted.distinct[row] = sorted.keys[i];
-    if (i < end && i < sorted.count) sorted.rows[i] = static_cast<int32_t>(row);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t share = ceil_div<int64_t>(end - begin, group_threads) * 32, own_begin = min(end, begin + warp * share),
+                own_end = min(end, own_begin + share);
+  int32_t heads = 0;
+  for (int way = 0; way < 2; ++way) {  // counts, then writes
+    for (int64_t first = own_begin; first < own_end; first += 32 * at_once) {
+      bool head[at_once];
+#pragma unroll
+      for (int j = 0; j < at_once; ++j) {
+        const int64_t i = first + 32 * j + lane;
+        head[j] = i < own_end && sorted.begins(i);
+      }
+#pragma unroll
+      for (int j = 0; j < at_once; ++j) {
+        const int64_t i = first + 32 * j + lane;
+        const unsigned set = __ballot_sync(all_threads, head[j]);
+        const int64_t row = found + heads + __popc(set & ((2u << lane) - 1)) - 1;
+        heads += __popc(set);
+        if (!way) continue;
+        if (head[j]) sorted.distinct[row] = sorted.keys[i];
+        if (i < own_end && i < sorted.count) sorted.rows[i] = static_cast<int32_t>(row);
+      }
+    }
+    if (way) break;
+    if (lane == 0) of_warp[warp] = heads;
+    __syncthreads();
+    int32_t all = 0;
+    heads = 0;
+    for (int w = 0; w < warps; ++w) {
+      if (w < warp) heads += of_warp[w];
+      all += of_warp[w];
+    }
+    if (threadIdx.x == 0 && end >= sorted.count) *sorted.number = found + all;
   }
-  if (threadIdx.x == 0 && end >= sorted.count) *sorted.number = found;
 }
 
 __global__ void __launch_bounds__(group_threads) number_rows(Sorted sorted, const int32_t* before) {
@@ -192,7 +219,6 @@ __device__ inline void sort_tokens(uint8_t* memory, const Sorting& sorting) {
   Tokens from = sorting.from;
   const int64_t share = ceil_div<int64_t>(from.count, group_threads) * 32, begin = min(from.count, warp * share),
                 end = min(from.count, begin + share);
-  constexpr int at_once = 8;
   for (int pass = 0; pass < sorting.passes.count; ++pass) {
     const Sorted& to = (sorting.passes.count - pass) % 2 ? sorting.to : sorting.spare;
     const int shift = pass * bits;

@@ -161,32 +161,38 @@ _backward = Op(
 )
 
 
-def _look_up(input_ids, coordinates, basis):
+def _look_up(forward, input_ids, coordinates, basis):
     """Flat ids, and the result, which is no view: autograd would give one a node, and let nobody change it in place."""
-    if input_ids.dim() == 1:
-        ids = input_ids.long()
-        return ids, _forward(ids, coordinates, basis)
-    ids = input_ids.reshape(-1).long()
-    shape = *input_ids.shape, basis.shape[1]
-    return ids, torch.ops.aten._unsafe_view.default(_forward(ids, coordinates, basis), shape)
+    ids = input_ids if input_ids.dim() == 1 else input_ids.reshape(-1)
+    ids = ids if ids.dtype == torch.int64 else ids.long()
+    out = forward(ids, coordinates, basis)
+    if input_ids.dim() != 1:
+        out = torch.ops.aten._unsafe_view.default(out, (*input_ids.shape, basis.shape[1]))
+    return ids, out
 
 
 class _FactorizedEmbedding(torch.autograd.Function):
     @staticmethod
     def forward(ctx, input_ids, coordinates, basis, padding_idx, sparse, needs):
-        ids, out = _look_up(input_ids, coordinates, basis)
+        ids, out = _look_up(_forward.inside, input_ids, coordinates, basis)
         ctx.save_for_backward(ids, coordinates, basis)
         ctx.options = padding_idx, sparse, needs
         return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        ids, coordinates, basis = ctx.saved_tensors
-        if grad.dim() != 2:
-            grad = grad.reshape(ids.shape[0], basis.shape[1])
-        grads = _backward(grad, ids, coordinates, basis, *ctx.options)
-        return None, *(g if need else None for g, need in zip(grads, ctx.options[-1], strict=True)), None, None, None
+        if torch.is_grad_enabled():  # somebody asks for a graph of this
+            return once_differentiable(_gradients)(ctx, grad)
+        return _gradients(ctx, grad)
+
+
+def _gradients(ctx, grad):
+    ids, coordinates, basis = ctx.saved_tensors
+    if grad.dim() != 2:
+        grad = grad.reshape(ids.shape[0], basis.shape[1])
+    grad_coordinates, grad_basis = _backward.inside(grad, ids, coordinates, basis, *ctx.options)
+    needs = ctx.options[-1]
+    return None, grad_coordinates if needs[0] else None, grad_basis if needs[1] else None, None, None, None
 
 
 def factorized_embedding(
@@ -244,4 +250,4 @@ def factorized_embedding(
     needs = [torch.is_grad_enabled() and t.requires_grad for t in (coordinates, basis)]
     if any(needs):
         return _FactorizedEmbedding.apply(input_ids, coordinates, basis, padding_idx, sparse, needs)
-    return _look_up(input_ids, coordinates, basis)[1]
+    return _look_up(_forward, input_ids, coordinates, basis)[1]
