@@ -113,7 +113,7 @@ def test_in_the_emulator(op, emulated):
 def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
     """Each instantiation, on a GPU with as much shared memory as an H100's, where long rows stay, too."""
     files = [f"tests/ops/test_{op}.py" for op in KERNELS]
-    chosen = f"{gpu.SANITISED.format('cuda')} and not (more_candidates and 800 or long)"  # which take the emulator seconds
+    chosen = f"{gpu.SANITISED.format('cuda')} and not (more_candidates and 800 or crowd)"  # which take the emulator seconds
     launched = tmp_path / "launched"
     assert " passed" in _tested(emulated, *files, "-k", chosen, OFA_LAUNCHED=str(launched), OFA_SHARED_KIB="227")
     names = {}
@@ -223,7 +223,7 @@ def test_what_kernels_take_of_a_processor(record_property):
             record_property(f"{name} {architecture}", f"{registers} registers, {stack} B spilled, {shared} B shared")
             assert registers <= (128 if PRODUCTS.get(name) == "HMMA" else 255 if name == "screen" else 64), name
             assert stack + local <= SPILLED.get(name, 16), name
-            assert shared <= 48 << 10, name
+            assert shared <= 49 << 10, name  # of which newer GPUs keep 1 KiB for themselves
     known = {"nothing"}.union(*KERNELS.values())  # which check_device looks for
     assert found and all(kernels == known for kernels in found.values())
     if "sm_80" in found:  # as built by default; a build for one GPU alone has its code and nothing else

@@ -30,7 +30,7 @@ SHAPES = {  # ids' shape, V, R, D
     "scalar ids": ((), 9, 4, 33),
     "wide": ((250,), 40, 130, 300),
     "blocks": ((2100,), 40, 3, 5),
-    "long": ((33_000,), 40, 3, 5),
+    "crowd": ((33_000,), 40, 3, 5),
     "three digits": ((90,), 5_000_000, 1, 2),
 }
 on_every_backend = on_every_backend_of("factorized_embedding")
