@@ -146,7 +146,8 @@ void sort(const Queue& queue, const Sorting& sorting, int32_t* counts) {
 
 int64_t cuda_backward_workspace(int64_t tokens, int64_t rank, int64_t width) {
   Workspace measure;
-  Scratch(measure, tokens, rank, width, std::max(slices_of<float>(tokens, rank, width), slices_of<Half>(tokens, rank, width)));
+  Scratch(measure, tokens, rank, width,
+          std::max(slices_of<float>(tokens, rank, width), slices_of<Half>(tokens, rank, width)));
   return measure.bytes();
 }
 
@@ -214,9 +215,11 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
     const Lines<T> grad_lines{static_cast<const T*>(grad_out), width, tokens};
     if (wants_coordinates) {
       const Lines<T> basis_lines{static_cast<const T*>(basis), width, rank};
-      work.project = {grad_lines, basis_lines, {scratch.projected.of(0), rank, tokens, scratch.stride}, width, width, 1};
+      work.project = {grad_lines, basis_lines, {scratch.projected.of(0), rank, tokens, scratch.stride},
+                      width,      width,       1};
       work.project_blocks = work.project.blocks();
-      if (!sparse) work.zeros = {static_cast<uint8_t*>(grad_coordinates), rows * rank * static_cast<int64_t>(sizeof(T))};
+      if (!sparse)
+        work.zeros = {static_cast<uint8_t*>(grad_coordinates), rows * rank * static_cast<int64_t>(sizeof(T))};
       work.zero_blocks = work.zeros.blocks();
       if (!work.sorting.wanted) sort(queue, work.sorting, scratch.counts.of(0));
     }
@@ -230,8 +233,13 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
     queue.launch("begin_backward", begin_backward<T>, dim3(work.blocks + work.sorting.wanted), product_threads, 0,
                  work);
 
-    Sums<T> sums{work.sorting.to, scratch.projected.of(0), scratch.partial.of(0), scratch.stride,
-                 Rows<T>{static_cast<T*>(grad_coordinates), rank, rows, rank}, 0, 0};
+    Sums<T> sums{work.sorting.to,
+                 scratch.projected.of(0),
+                 scratch.partial.of(0),
+                 scratch.stride,
+                 Rows<T>{static_cast<T*>(grad_coordinates), rank, rows, rank},
+                 0,
+                 0};
     if (wants_coordinates) {
       sums.pieces = ceil_div<int64_t>(tokens, piece);
       sums.blocks = sums.pieces * ceil_div<int64_t>(scratch.stride, sum_columns);

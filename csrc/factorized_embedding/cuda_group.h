@@ -12,7 +12,8 @@ static_assert(radix == group_threads && tile_tokens % group_threads == 0);
 #ifndef OFA_SORTED_BY_A_BLOCK  // tests have less, which is quicker
 #  define OFA_SORTED_BY_A_BLOCK 32768
 #endif
-constexpr int64_t most_in_a_block = OFA_SORTED_BY_A_BLOCK;  // tokens, for which it takes about as long as their products
+constexpr int64_t most_in_a_block =
+    OFA_SORTED_BY_A_BLOCK;  // tokens, for which it takes about as long as their products
 
 // What a pass of the sort reads: the ids themselves at first, then what the last pass wrote. Tokens that do not count,
 // with padding or an id out of range, get a key behind all others.
@@ -29,7 +30,8 @@ struct Tokens {
   __device__ int32_t token(int64_t i) const { return ids ? static_cast<int32_t>(i) : order[i]; }
 };
 
-// Sorted: keys, and the tokens that have them. Of a sparse gradient also the row of each, and what it needs beside rows.
+// Sorted: keys, and the tokens that have them. Of a sparse gradient also the row of each, and what it needs beside
+// rows.
 struct Sorted {
   uint32_t* keys;
   int32_t *order, *rows;       // rows: or null, where a row's number is its id
@@ -155,9 +157,10 @@ __global__ void __launch_bounds__(group_threads) count_heads(Sorted sorted, int3
 
 constexpr int at_once = 8;  // tokens that a thread loads before it looks at the first of them
 
-// Rows of the sorted tokens [begin, end), of which `found` ids begin before; `begin` is 0 or another block's end. A warp
-// has neighbouring tokens: it counts the ids that begin there, and then knows where its own ones come.
-__device__ inline void number_tokens(const Sorted& sorted, int64_t begin, int64_t end, int64_t found, int32_t* of_warp) {
+// Rows of the sorted tokens [begin, end), of which `found` ids begin before; `begin` is 0 or another block's end. A
+// warp has neighbouring tokens: it counts the ids that begin there, and then knows where its own ones come.
+__device__ inline void number_tokens(const Sorted& sorted, int64_t begin, int64_t end, int64_t found,
+                                     int32_t* of_warp) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t share = ceil_div<int64_t>(end - begin, group_threads) * 32, own_begin = min(end, begin + warp * share),
                 own_end = min(end, own_begin + share);

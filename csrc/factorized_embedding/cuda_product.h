@@ -14,7 +14,7 @@
 namespace ofa::factorized_embedding {
 
 constexpr int product_threads = 256, block_columns = 128, warp_columns = 32;
-constexpr int stages = 3;                                                // steps in shared memory
+constexpr int stages = 3;                                                 // steps in shared memory
 constexpr int product_bytes = stages * (128 + block_columns) * tile_row;  // of it, all that is had without asking
 static_assert(product_bytes <= 48 << 10);
 

@@ -22,8 +22,8 @@ LATER = "; said of an earlier call, as a GPU is not waited for (CUDA_LAUNCH_BLOC
 class Reports:
     """Of one argument, for each device: [position, entry, rows] of its first wrong entry since the last error.
 
-    ``demand`` is what it must be, with a place for ``rows``: "input_ids must lie in [0, {rows})". Use: ``record`` before
-    the kernel and ``settle`` behind it, in the forward pass; ``record`` alone, or ``raise_earlier``, in the backward pass.
+    ``demand`` is what it must be, with a place for ``rows``: "input_ids must lie in [0, {rows})". A forward pass calls
+    ``record`` before its kernel and ``settle`` behind it, and a backward pass calls ``raise_earlier``.
     """
 
     def __init__(self, demand: str) -> None:
@@ -63,7 +63,7 @@ class Reports:
     def _raise(self, like: torch.Tensor, words: memoryview, remark: str) -> None:
         position, entry, rows = words
         # Words are written in any order: what is not whole yet is told of next time. An error would end a capture.
-        if UNKNOWN == entry or NONE == rows or capturing(like):
+        if entry == UNKNOWN or rows == NONE or capturing(like):
             return
         words[0], words[1], words[2] = NONE, UNKNOWN, NONE
         raise IndexError(f"{self.demand.format(rows=rows)}, got {entry} at position {position}{remark}")

@@ -76,7 +76,8 @@ def emulated(tmp_path_factory):
         "-Wno-unknown-pragmas",
     ]
     compiler += [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-I{sysconfig.get_path('include')}", "-isystem", pybind11]
-    compiler += ["-include", "cuda_runtime.h", "-DOFA_MODULE=_cuda", "-DOFA_SLAB=256", "-DOFA_SORTED_BY_A_BLOCK=2000", "-x", "c++", "-c"]
+    small = ["-DOFA_SLAB=256", "-DOFA_SORTED_BY_A_BLOCK=2000"]
+    compiler += ["-include", "cuda_runtime.h", "-DOFA_MODULE=_cuda", *small, "-x", "c++", "-c"]
     compiler += [f"-DOFA_WITH_{op}" for op in KERNELS]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     jobs = [(f"{op}/cuda.cu", ["-O1", "-g1", *sanitizers]) for op in KERNELS]
@@ -113,7 +114,8 @@ def test_in_the_emulator(op, emulated):
 def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
     """Each instantiation, on a GPU with as much shared memory as an H100's, where long rows stay, too."""
     files = [f"tests/ops/test_{op}.py" for op in KERNELS]
-    chosen = f"{gpu.SANITISED.format('cuda')} and not (more_candidates and 800 or crowd)"  # which take the emulator seconds
+    slow = "more_candidates and 800 or crowd"  # in the emulator
+    chosen = f"{gpu.SANITISED.format('cuda')} and not ({slow})"
     launched = tmp_path / "launched"
     assert " passed" in _tested(emulated, *files, "-k", chosen, OFA_LAUNCHED=str(launched), OFA_SHARED_KIB="227")
     names = {}

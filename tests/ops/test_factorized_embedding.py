@@ -162,9 +162,7 @@ def test_result_may_be_changed_in_place(name, shape):
         out += 1
         out.square().sum().backward()
     expected = 2 * ((coordinates.detach()[ids] @ basis.detach()) + 1) @ basis.detach().T
-    torch.testing.assert_close(
-        coordinates.grad, torch.zeros(5, 3).index_add_(0, ids.flatten(), expected.view(-1, 3))
-    )
+    torch.testing.assert_close(coordinates.grad, torch.zeros(5, 3).index_add_(0, ids.flatten(), expected.view(-1, 3)))
 
 
 @on_every_backend

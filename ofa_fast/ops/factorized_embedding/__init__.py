@@ -218,9 +218,9 @@ def factorized_embedding(
         [..., D], of the tables' dtype, differentiable once in ``coordinates`` and ``basis``; frozen ones cost nothing.
 
     Raises:
-        IndexError: an id lies outside [0, V). On a GPU, which is not waited for, a later call or the backward pass raises
-            it; until then such an id has a row of zeros and no gradient. With CUDA_LAUNCH_BLOCKING=1 in the environment
-            the call itself does. TypeError: a dtype. ValueError: a shape or ``padding_idx``.
+        IndexError: an id lies outside [0, V). On a GPU, which is not waited for, a later call or the backward pass
+            raises it; until then such an id has a row of zeros and no gradient. With CUDA_LAUNCH_BLOCKING=1 in the
+            environment the call itself does. TypeError: a dtype. ValueError: a shape or ``padding_idx``.
 
     Products of float32, bfloat16 and float16 are summed in float32. Results are deterministic and do not depend on the
     number of threads; a row does not depend on the ids around it. Gradients of equal ids are summed in token order.

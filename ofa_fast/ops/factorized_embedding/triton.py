@@ -23,18 +23,18 @@ SEGMENT_BLOCKS = 32  # partial rows that `_add_segments` adds at once
 
 @triton.jit
 def _report_wrong(ids, tokens, vocabulary, report):
-    """[position, id, vocabulary] of the first wrong id, unless another one stands there."""
-    first = tl.zeros((), tl.int32) + tokens
-    for start in range(0, tokens, CHECKED):
-        token = start + tl.arange(0, CHECKED)
-        row = tl.load(ids + token, mask=token < tokens, other=0)
-        wrong = ((row < 0) | (row >= vocabulary)) & (token < tokens)
-        first = tl.minimum(first, tl.min(tl.where(wrong, token, tokens), 0))
-    if first < tokens:
-        if tl.load(report) < 0:
-            tl.store(report + 1, tl.load(ids + first))
-            tl.store(report + 2, tl.zeros((), tl.int64) + vocabulary)
-            tl.store(report, first.to(tl.int64))
+    """By the first program: [position, id, vocabulary] of the first wrong id, unless another one stands there."""
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        first = tl.zeros((), tl.int32) + tokens
+        for start in range(0, tokens, CHECKED):
+            token = start + tl.arange(0, CHECKED)
+            row = tl.load(ids + token, mask=token < tokens, other=0)
+            wrong = ((row < 0) | (row >= vocabulary)) & (token < tokens)
+            first = tl.minimum(first, tl.min(tl.where(wrong, token, tokens), 0))
+        found = (first < tokens) & (tl.load(report, mask=first < tokens, other=0) < 0)
+        tl.store(report + 1, tl.load(ids + first, mask=found, other=0), mask=found)
+        tl.store(report + 2, tl.zeros((), tl.int64) + vocabulary, mask=found)
+        tl.store(report, first.to(tl.int64), mask=found)
 
 
 @triton.jit
@@ -44,8 +44,7 @@ def _lookup(
     REPORTS: tl.constexpr,
 ):  # fmt: skip
     if REPORTS:
-        if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-            _report_wrong(ids, tokens, vocabulary, report)
+        _report_wrong(ids, tokens, vocabulary, report)
     token = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     row = tl.load(ids + token, mask=token < tokens, other=-1)
@@ -102,7 +101,7 @@ def _add_segments(
     partial, ids, ends, rows, out, vocabulary, padding,
     R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCKS: tl.constexpr, SPARSE: tl.constexpr,
 ):  # fmt: skip
-    """The row of ``out`` of the id that begins at this place: the partial rows from here on, one a block, to its end."""
+    """The row of ``out`` of the id that begins at this place: the partial rows from here on, one a block."""
     place = tl.program_id(0)
     row = tl.load(ids + place)
     before = tl.load(ids + place - 1, mask=place > 0, other=-1)
