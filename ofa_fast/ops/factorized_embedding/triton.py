@@ -13,28 +13,11 @@ import torch
 import triton
 import triton.language as tl
 
-from ofa_fast.ops._triton import dot, power_of_2, rounded
+from ofa_fast.ops._triton import dot, power_of_2, report_wrong, rounded
 from ofa_fast.ops.factorized_embedding import REPORTS, _sparse
 
 SLICES = 16  # of the tokens, at most, that `_basis` sums apart: enough programs for small tables
-CHECKED = tl.constexpr(2048)  # ids that are looked at at once
 SEGMENT_BLOCKS = 32  # partial rows that `_add_segments` adds at once
-
-
-@triton.jit
-def _report_wrong(ids, tokens, vocabulary, report):
-    """By the first program: [position, id, vocabulary] of the first wrong id, unless another one stands there."""
-    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
-        first = tl.zeros((), tl.int32) + tokens
-        for start in range(0, tokens, CHECKED):
-            token = start + tl.arange(0, CHECKED)
-            row = tl.load(ids + token, mask=token < tokens, other=0)
-            wrong = ((row < 0) | (row >= vocabulary)) & (token < tokens)
-            first = tl.minimum(first, tl.min(tl.where(wrong, token, tokens), 0))
-        found = (first < tokens) & (tl.load(report, mask=first < tokens, other=0) < 0)
-        tl.store(report + 1, tl.load(ids + first, mask=found, other=0), mask=found)
-        tl.store(report + 2, tl.zeros((), tl.int64) + vocabulary, mask=found)
-        tl.store(report, first.to(tl.int64), mask=found)
 
 
 @triton.jit
@@ -44,7 +27,7 @@ def _lookup(
     REPORTS: tl.constexpr,
 ):  # fmt: skip
     if REPORTS:
-        _report_wrong(ids, tokens, vocabulary, report)
+        report_wrong(ids, tokens, vocabulary, 0, report, IGNORES=False)
     token = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     row = tl.load(ids + token, mask=token < tokens, other=-1)
