@@ -68,6 +68,7 @@ def register(_commands, subparser) -> None:
     add(
         "--export-npy", action="store_true", help="write the matrices as the published implementation's .npy files, too"
     )
+    add("--device", default="cpu", metavar="NAME", help="of the SVD and the search, such as cuda (default: cpu)")
     add(
         "--memory",
         metavar="SIZE",
@@ -119,12 +120,14 @@ def run(args) -> None:
 
 def _check(args) -> None:
     """What can be refused before the vectors are read, which takes long."""
+    from ofa_fast._device import usable
     from ofa_fast._files import check_free
     from ofa_fast.initialization import arguments
     from ofa_fast.initialization.memory import parse_memory
 
     for size in filter(None, (args.memory, args.cache_limit)):
         parse_memory(size)
+    usable(args.device)
     if not args.dry_run:
         check_free(args.out, args.overwrite)
     chosen = (args.method, args.neighbors, args.temperature, args.weighting)
@@ -159,7 +162,7 @@ def _run(args, group) -> None:
         model = load_model(args.source, config)
         head = model.get_output_embeddings()
         results = initialize(
-            model.get_input_embeddings().weight.detach(),
+            model.get_input_embeddings().weight.detach().to(args.device),
             source_tokenizer,
             target_tokenizer,
             vectors,

@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+# Without it cuBLAS warns that its sums may differ from run to run, and a warning from this package is an error.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _gpus_in_use():
+    """What takes a GPU by itself, such as ``train``, takes none while this list is empty: most tests expect a CPU."""
+    available, in_use = torch.accelerator.is_available, []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.accelerator, "is_available", lambda: bool(in_use) and available())
+        yield in_use
+
+
+@pytest.fixture(params=["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+def device(request, _gpus_in_use):
+    """Each kind of device that there is: ``-k cuda`` selects the tests on a GPU."""
+    if request.param == "cuda":
+        _gpus_in_use.append(request.param)
+    yield request.param
+    _gpus_in_use.clear()
 
 
 @pytest.fixture(autouse=True)

@@ -144,7 +144,8 @@ def _mixed(queries: torch.Tensor, keys: torch.Tensor, rows: torch.Tensor, progre
             k = min(SHARED, len(keys))
             while len(chunk):
                 scores, among = topk_similarity(queries[chunk], keys, k)
-                weights = sparsemax(scores.double())
+                # Cumulative sums on a GPU are not deterministic.
+                weights = sparsemax(scores.cpu().double()).to(rows.device)
                 bounded = (weights[:, -1] == 0) if k < len(keys) else torch.ones_like(chunk, dtype=torch.bool)
                 out[chunk[bounded]] = torch.nn.functional.embedding_bag(
                     among[bounded], rows, per_sample_weights=weights[bounded].to(rows.dtype), mode="sum"

@@ -165,7 +165,7 @@ def predict(
 def _collate(examples: Sequence[Example], model: PreTrainedModel, labelled: bool = True) -> dict[str, torch.Tensor]:
     def pad(rows: list[list[int]], value: int) -> torch.Tensor:
         width = max(map(len, rows))
-        return torch.tensor([row + [value] * (width - len(row)) for row in rows], device=model.device)
+        return torch.tensor([row + [value] * (width - len(row)) for row in rows])
 
     batch = {
         "input_ids": pad([example.ids for example in examples], model.config.get_text_config().pad_token_id),
@@ -174,8 +174,12 @@ def _collate(examples: Sequence[Example], model: PreTrainedModel, labelled: bool
     if labelled:
         labels = [example.labels for example in examples]
         per_token = isinstance(labels[0], list)
-        batch["labels"] = pad(labels, IGNORED) if per_token else torch.tensor(labels, device=model.device)
-    return batch
+        batch["labels"] = pad(labels, IGNORED) if per_token else torch.tensor(labels)
+    gpu = model.device.type == "cuda"  # it takes a copy beside its work, if only from memory that stays in place
+    return {
+        name: (tensor.pin_memory() if gpu else tensor).to(model.device, non_blocking=gpu)
+        for name, tensor in batch.items()
+    }
 
 
 def _autocast(model: PreTrainedModel, precision: str):

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ofa_fast._device import usable
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -26,14 +28,18 @@ def load(
     Args:
         device: default: a GPU if there is one.
         config: for the configuration, such as num_labels.
+
+    Raises:
+        ValueError: ``device`` is none that this machine has; the tokenizer has more ids than the model's table rows.
     """
     import transformers
 
     if device is None:
         device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    device = usable(device)
     tokenizer = transformers.AutoTokenizer.from_pretrained(model)
     with torch.random.fork_rng(devices=[]), _quiet(transformers):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and not those of the GPUs, which draw nothing here
         loaded = getattr(transformers, auto).from_pretrained(model, dtype=torch.float32, **config)
     loaded.config.get_text_config().pad_token_id = pad_id(tokenizer)
     rows, needed = loaded.get_input_embeddings().num_embeddings, max(tokenizer.get_vocab().values()) + 1

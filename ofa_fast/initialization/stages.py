@@ -144,7 +144,8 @@ class Stages:
         u, s, vh = (tensors[name].to(table.device) for name in ("u", "s", "vh"))
         # A part at a time: the whole in float64 would be the peak of the process.
         total = float(sum(rows.double().square().sum() for rows in table.split(ROWS_AT_ONCE)))
-        energy = s.double().square().cumsum(0)
+        # On a GPU torch has no deterministic cumulative sum, and refuses one where it was told to be deterministic.
+        energy = s.cpu().double().square().cumsum(0)
         for r in ranks:
             explained = min(1.0, float(energy[r - 1]) / total) if total else 1.0
             found[r] = u[:, :r].contiguous(), s[:r, None] * vh[:r], explained

@@ -349,7 +349,8 @@ def language_model_forward(stock: type[nn.Module]):
             return stock.forward(self, **kwargs)
         loss = taken[0][1]
         if num_items is not None:
-            loss = loss / torch.as_tensor(num_items).to(loss.device)
+            # A number stays one: it would be copied to the device, and the host wait for the copy.
+            loss = loss / (num_items.to(loss.device) if isinstance(num_items, torch.Tensor) else num_items)
         if paired:
             scores = outputs[_SENTENCE_LOGITS[sentence]]
             loss = loss + nn.functional.cross_entropy(scores, kwargs[sentence].flatten().to(scores.device))

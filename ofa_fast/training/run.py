@@ -83,7 +83,7 @@ def train(
 
     ``ofa_fast.training.PRESETS`` has published recipes: ``train(…, **PRESETS["ofa"] | {"precision": "bfloat16"})``.
 
-    Runs under ``torchrun`` as well; batch sizes are per process.
+    Runs under ``torchrun`` as well; batch sizes are per process, and a process takes one GPU.
 
     Args:
         model_dir: folder (or hub id) of a masked or causal language model and its tokenizer. A model saved without its

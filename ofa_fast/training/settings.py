@@ -75,6 +75,7 @@ CHOICES = {
     "freeze": FREEZE,
     "documents": (None, "apart", "joined"),
     "energy_of": ("machine", "process"),
+    "device": (None, "cpu"),
 }
 
 
@@ -149,13 +150,15 @@ def training_arguments(arguments: dict, folder: Path, evaluate: bool, fresh: boo
     if arguments["schedule"] not in schedules:
         raise ValueError(f"schedule: expected one of {', '.join(schedules)}, got {arguments['schedule']!r}")
     cpu = on_cpu(arguments["device"])
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=arguments["batch_size"],
         per_device_eval_batch_size=arguments["batch_size"],
         lr_scheduler_type=arguments["schedule"],
         dataloader_num_workers=arguments["workers"],
         dataloader_pin_memory=not cpu,
+        # Otherwise the host waits for every batch to be copied, and so for all that was asked of the GPU before.
+        accelerator_config={"non_blocking": not cpu},
         use_cpu=cpu,
         save_strategy="steps",
         eval_strategy="steps" if evaluate else "no",
@@ -184,3 +187,6 @@ def training_arguments(arguments: dict, folder: Path, evaluate: bool, fresh: boo
             )
         },
     )
+    # With several GPUs and one process the Trainer would take nn.DataParallel, which splits each batch.
+    args._n_gpu = min(args.n_gpu, 1)
+    return args

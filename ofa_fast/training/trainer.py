@@ -132,6 +132,7 @@ class Recorder(TrainerCallback):
         self.at_milestone: Callable[[int, Path], None] | None = None
         self.signal: int | None = None
         self._pending: list[tuple] = []
+        self._told: torch.Tensor | None = None
         self._board = None
         if tensorboard and trainer.is_world_process_zero():
             self._board = board(checkpoints.tensorboard, checkpoints.latest()[0])
@@ -140,7 +141,10 @@ class Recorder(TrainerCallback):
 
     @contextmanager
     def catching_signals(self) -> Iterator[None]:
-        """SIGINT or SIGTERM ends the training after the running step; a second one ends the process at once."""
+        """SIGINT or SIGTERM ends the training after the running step, that of several processes after the next one.
+
+        A second one ends the process at once.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -177,25 +181,29 @@ class Recorder(TrainerCallback):
 
     def on_step_end(self, args, state, control, **kwargs):
         trainer = self.trainer
-        seconds = time.perf_counter() - self._start - trainer.evaluation_seconds
         row = {
             "step": state.global_step,
             "epoch": round(state.global_step / self.steps_per_epoch, 6),
             "learning_rate": self._learning_rate,
-            "seconds": round(seconds, 4),
+            "seconds": self._trained_for(),
         }
         # On a GPU the step may still be running: its numbers are fetched later, many at a time.
         self._pending.append((row, trainer.step_loss, trainer.step_tokens))
         trainer.step_loss = torch.zeros_like(trainer.step_loss)
         trainer.step_tokens = torch.zeros_like(trainer.step_tokens)
         self._bar.update()
-        if len(self._pending) >= self.log_steps:
-            self._write_losses()
         if state.global_step in self.milestones:
             control.should_save = True
             control.should_evaluate = trainer.eval_dataset is not None
         if self._stop_wanted():
             control.should_save = control.should_training_stop = True
+        # What comes next would count as a part of the steps that a GPU has not done yet, or they as a part of it.
+        if len(self._pending) >= self.log_steps or control.should_save or control.should_evaluate:
+            self._write_losses()
+
+    def _trained_for(self) -> float:
+        """Seconds, without those of measurements."""
+        return round(time.perf_counter() - self._start - self.trainer.evaluation_seconds, 4)
 
     def on_evaluate(self, args, state, control, metrics=None, **kwargs):
         self._bar.unpause()
@@ -214,7 +222,6 @@ class Recorder(TrainerCallback):
                     self._board.add_scalar(f"held-out {name}/{row['language']}", row[name], row["step"])
 
     def on_save(self, args, state, control, **kwargs):
-        self._write_losses()
         self.trainer.accelerator.wait_for_everyone()
         energy = self.energy()
         if state.is_world_process_zero:
@@ -227,13 +234,14 @@ class Recorder(TrainerCallback):
         if self.at_milestone is None or step not in self.milestones:
             return
         start = time.perf_counter()
-        # What it draws must not move the training's own random numbers.
-        with torch.random.fork_rng():
+        # What it draws must not move the training's own random numbers, here or on this process's GPU; to look at the
+        # generators of the others would take memory on each.
+        device = self.trainer.args.device
+        with torch.random.fork_rng([] if device.type == "cpu" else [device], device_type=device.type):
             self.at_milestone(step, checkpoint)
         self.trainer.evaluation_seconds += time.perf_counter() - start
 
     def on_train_end(self, args, state, control, **kwargs):
-        self._write_losses()
         self._bar.close()
         if self._board:
             self._board.close()
@@ -256,10 +264,13 @@ class Recorder(TrainerCallback):
     def _stop_wanted(self) -> bool:
         if self.trainer.args.world_size == 1:
             return self.signal is not None
-        # The signal reaches the processes at different steps, but they must stop after the same one.
-        number = torch.tensor(self.signal or 0, device=self.trainer.args.device)
-        self.signal = int(self.trainer.accelerator.gather(number).max()) or None
-        return self.signal is not None
+        # The signal reaches the processes at different steps, but they must stop after the same one. What they told
+        # each other a step ago is read, as what they tell now is there only when a GPU has done this step.
+        number = torch.full((), self.signal or 0, device=self.trainer.args.device)
+        told, self._told = self._told, self.trainer.accelerator.gather(number)
+        agreed = 0 if told is None else int(told.max())
+        self.signal = agreed or self.signal
+        return bool(agreed)
 
     def _write_losses(self) -> None:
         if not self._pending:
@@ -267,6 +278,7 @@ class Recorder(TrainerCallback):
         rows, losses, tokens = zip(*self._pending, strict=True)
         reduce = self.trainer.accelerator.reduce
         losses, tokens = reduce(torch.stack(losses), "mean").tolist(), reduce(torch.stack(tokens), "sum").tolist()
+        rows[-1]["seconds"] = self._trained_for()  # a GPU has done the last of them only now
         for row, loss, count in zip(rows, losses, tokens, strict=True):
             self._tokens += count
             row |= {"loss": loss, "tokens": self._tokens}

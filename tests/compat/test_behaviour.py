@@ -116,6 +116,17 @@ def test_focus_trains_with_fasttext_or_says_how_to_get_it(table, tmp_path, monke
     assert torch.equal(made, expected)
 
 
+def test_focus_takes_a_device(device, table):
+    arguments = (tokenizer("unigram"), tokenizer("source"), torch.from_numpy(table))
+    options = {"fasttext_model_path": str(GOLDEN / "unigram.tokens.bin"), "verbosity": "silent"}
+    expected, other_draws, got = (
+        deepfocus.FOCUS(*arguments, **options, **more) for more in ({}, {"seed": 1}, {"device": device})
+    )
+    made = (expected == other_draws).all(1)  # and not drawn, which a GPU does otherwise
+    assert got.device.type == device and made.any()
+    torch.testing.assert_close(got.cpu()[made], expected[made], rtol=1e-4, atol=1e-5)
+
+
 def test_focus_weighs_all_shared_tokens_however_many_are_searched_first(table, monkeypatch):
     arguments = (tokenizer("unigram"), tokenizer("source"), torch.from_numpy(table))
     options = {"fasttext_model_path": str(GOLDEN / "unigram.tokens.bin"), "verbosity": "silent"}

@@ -36,9 +36,11 @@ BACKENDS = ["reference", *(f"cpu-{isa}" for isa in _runnable_isas())]
 
 
 def _on_the_gpu(kernel: Callable) -> Callable:
-    """The tensors of all tests are on the CPU: to the GPU with them, and back with the results."""
+    """The tensors of the tests of ops are on the CPU: to the GPU with them, and back with the results."""
 
     def there_and_back(*args):
+        if any(isinstance(arg, torch.Tensor) and arg.is_cuda for arg in args):
+            return kernel(*args)  # of another test in the same process
         moved = tree_map_only(torch.Tensor, torch.Tensor.cuda, args)
         return tree_map_only(torch.Tensor, torch.Tensor.cpu, kernel(*moved))
 

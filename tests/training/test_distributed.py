@@ -28,7 +28,7 @@ def launch(*jobs: dict) -> int:
     program = Path(__file__).with_name("two_processes.py")
     torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [sys.executable, "-m", *torchrun, str(program), json.dumps(jobs, default=str)]
-    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
+    with subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}) as process:
         try:
             return process.wait(timeout=200)
         finally:

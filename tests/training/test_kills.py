@@ -33,6 +33,7 @@ OPTIONS = {
     "freeze_steps": STEPS // 2,
     "whole_words": True,
     "temperature": 2.0,
+    "device": "cpu",
     "progress": False,
 }
 WHOLE = {"model.safetensors", "config.json", "optimizer.pt", "scheduler.pt", "rng_state.pth", "trainer_state.json"}
