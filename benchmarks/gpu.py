@@ -28,7 +28,7 @@ import sys
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -41,14 +41,15 @@ BUILD = ("scikit-build-core", "pybind11", "cmake", "ninja", "pytest", "pytest-ti
 PEERS = ("liger-kernel", "cut-cross-entropy")
 PEERS_FOR_CUDA = {"12": ("faiss-gpu-cu12", "cuvs-cu12"), "13": ("faiss-gpu-cu13-cuvs", "cuvs-cu13")}  # that torch has
 OPS = ("topk_similarity", "truncated_svd", "factorized_embedding", "factorized_cross_entropy")
+LAYERS = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/*/test_devices.py"))
 BUDGET = 525  # seconds
 MERCY = 8  # seconds a step is given to end by itself
 WITHOUT_GPU = ("ops/test_triton.py", "test_gpu_script.py", "test_benchmarks.py")  # compilers and these benchmarks
 # Parts of the tests: where they are, which of them, on a CPU, too, and on how many of the processors.
-TESTS: dict[str, tuple[tuple[str, ...], str, str, float]] = {
+TESTS: dict[str, tuple[Sequence[str], str, str, float]] = {
     "cuda": (("tests/ops",), "cuda", "cpu", 1 / 4),
     "triton": (("tests/ops",), "triton and not cuda", "triton", 1 / 2),
-    "package": (("tests", "--ignore=tests/ops"), "cuda", "cpu", 1 / 4),
+    "package": (LAYERS, "cuda", "cpu", 1 / 4),
 }
 TESTED = {
     "OMP_NUM_THREADS": "2",

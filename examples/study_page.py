@@ -63,9 +63,7 @@ verses; *copied_share*: the part of a shared token's own row in its new row, the
 (0 as in WECHSEL, but for tokens without a vector); *word_weights=rank*: a word counts as 1 / its place in its language;
 the default is k = 10 neighbours at temperature 0.1, all of a copied row, and all words alike. Differences are from OFA
 as it is, with 95 % bootstrap intervals over languages."""
-FINE_TUNED = """\
-Where English itself is hardly learned, the others tell nothing. Means of the seeds, each of which is the arm's and
-fine-tuning's at once."""
+FINE_TUNED = "Where English itself is hardly learned, the others tell nothing."
 KEPT = """\
 The score after training as a share of the score before it (means of the seeds), from the last layer, whose output the
 masked-language-model head reads, and from the middle layer *layer-N*. Below 1 training lost more of what the source
@@ -80,7 +78,7 @@ def write_page(numbers: Path, folder: Path) -> None:
     study = json.loads(numbers.read_text("utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     parts = [part for part in COMPARED if part in study]
-    for part in parts:
+    for part in [*parts, *(["long"] if "long" in study else [])]:
         for name, svg in plots(study[part], part):
             with atomic_file(folder / "plots" / name) as file:
                 file.write_text(svg, "utf-8")
@@ -113,21 +111,35 @@ def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
     yield SETUP
     for part in parts:
         yield from of_source(study[part], part)
+    if "long" in study:
+        yield from trained_for_longer(study["long"])
     if "fine-tuned" in study:
         yield "## Fine-tuned on English, tested elsewhere"
         yield from fine_tuned(study["fine-tuned"])
     if "recipes" in study:
         yield from of_recipes(study["recipes"])
     yield "## What it was measured with"
-    for part in [*parts, *(["recipes"] if "recipes" in study else [])]:
+    for part in [*parts, *(part for part in ("long", "recipes") if part in study)]:
         yield f"{part}:\n\n" + "\n".join(f"- {name}: {value}" for name, value in about(study[part]))
+
+
+def trained_for_longer(report: dict) -> Iterator[str]:
+    steps = report["arms"][0]["steps"]
+    yield f"## {report['about']['source']}, {steps:,} steps"
+    yield f"Does what OFA gains last, and does retrieval recover? {scores(report).note}\n\n{scores(report).markdown()}"
+    yield "\n".join([verdicts(report, "after"), *of_losses(report, "after")])
+    yield of_gains(report, "after").markdown()
+    yield f"By script and language:\n\n{where(report).markdown()}"
+    yield f"{KEPT}\n\n{kept(report).markdown()}"
+    yield from while_training(report, "long")
 
 
 def fine_tuned(report: dict) -> Iterator[str]:
     options = next(iter(report["about"]["tasks"].values()))["options"]
     yield (
         f"{options['epochs']} epochs over at most {options['max_train']} English sentences at a rate of "
-        f"{options['learning_rate']:g}; the epoch is chosen on at most {options['max_dev']} others. {FINE_TUNED}"
+        f"{options['learning_rate']:g}; the epoch is chosen on at most {options['max_dev']} others. "
+        f"Seeds {', '.join(map(str, report['about']['seeds']))}, of the arm and of fine-tuning at once. {FINE_TUNED}"
     )
     yield f"English itself:\n\n{english(report).markdown()}"
     yield f"The mean of the other languages:\n\n{scores(report).markdown()}"
@@ -168,6 +180,11 @@ def of_source(report: dict, part: str) -> Iterator[str]:
     yield rank_lead(report)
     yield "### How much training until random rows of the highest rank are matched?"
     yield matching(report)
+    yield from while_training(report, part)
+
+
+def while_training(report: dict, part: str) -> Iterator[str]:
+    source = report["about"]["source"]
     for measure in measures_of(report):
         name = f"study-{part}-{measure.replace(' ', '-')}.svg"
         if any(len(lines_of(report, label, measure)) > 2 for label in trained_labels(report)):

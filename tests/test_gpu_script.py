@@ -125,14 +125,15 @@ def test_without_a_cuda_compiler_the_rest_is_built(runner, monkeypatch):
 
 
 def test_which_tests_are_run(runner, monkeypatch):
-    """Of the whole package, and not once more of the ops."""
+    """Of the ops, and of every layer above them."""
     asked = {}
     runner.options.dry_run = False
     monkeypatch.setattr(runner, "start", lambda name, command, *_, **environment: asked.update({name: command}))
     gpu.tests(runner, "tests")
     words = {name: command[command.index("-k") + 1] for name, command in asked.items()}
     assert words == {"tests of cuda": "cuda", "tests of triton": "triton and not cuda", "tests of package": "cuda"}
-    assert "tests" in asked["tests of package"] and "--ignore=tests/ops" in asked["tests of package"]
+    of_layers = {f"tests/{layer}/test_devices.py" for layer in ("nn", "models", "training")}
+    assert of_layers <= set(asked["tests of package"])
     assert all("--continue-on-collection-errors" in command for command in asked.values())
     assert all((ROOT / "tests" / file).exists() for file in gpu.WITHOUT_GPU)
 
