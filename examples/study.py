@@ -86,7 +86,7 @@ FULL = Size(
 SEEDS = (0, 1, 2)
 LONG, LONG_POINTS = 3_000, (300, 1_000, 2_000)  # steps of OFA and random rows at rank 100, with the first seed
 FINE_TUNED = (("ofa", 100), ("random", 100))  # with the first seed: half an hour of both cores
-# Half the rate learns too little in so few epochs; at three times the rate a trained arm ends in one class for all.
+# Three epochs at half the rate taught nothing; at three times the rate a trained arm ends in one class for all.
 FINE_TUNING = {
     "epochs": 8,
     "max_train": 700,

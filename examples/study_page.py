@@ -126,7 +126,7 @@ def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
 def trained_for_longer(report: dict) -> Iterator[str]:
     steps = report["arms"][0]["steps"]
     yield f"## {report['about']['source']}, {steps:,} steps"
-    yield f"Does what OFA gains last, and does retrieval recover? {scores(report).note}\n\n{scores(report).markdown()}"
+    yield f"Does what OFA gains last, and does retrieval recover?\n\n{scores(report).markdown()}"
     yield "\n".join([verdicts(report, "after"), *of_losses(report, "after")])
     yield of_gains(report, "after").markdown()
     yield f"By script and language:\n\n{where(report).markdown()}"
@@ -136,10 +136,11 @@ def trained_for_longer(report: dict) -> Iterator[str]:
 
 def fine_tuned(report: dict) -> Iterator[str]:
     options = next(iter(report["about"]["tasks"].values()))["options"]
+    seeds = report["about"]["seeds"]
     yield (
         f"{options['epochs']} epochs over at most {options['max_train']} English sentences at a rate of "
         f"{options['learning_rate']:g}; the epoch is chosen on at most {options['max_dev']} others. "
-        f"Seeds {', '.join(map(str, report['about']['seeds']))}, of the arm and of fine-tuning at once. {FINE_TUNED}"
+        f"Seed{'s'[: len(seeds) - 1]} {', '.join(map(str, seeds))}, of the arm and of fine-tuning at once. {FINE_TUNED}"
     )
     yield f"English itself:\n\n{english(report).markdown()}"
     yield f"The mean of the other languages:\n\n{scores(report).markdown()}"

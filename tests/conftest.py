@@ -32,6 +32,15 @@ def device(request, _gpus_in_use):
     _gpus_in_use.clear()
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Enough for small models, and quicker on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -16,12 +16,7 @@ from ofa_fast import build_model, to_dense
 AUTO = {"roberta": AutoModelForMaskedLM, "llama": AutoModelForCausalLM, "bart": AutoModelForSeq2SeqLM}
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 kinds = pytest.mark.parametrize("kind", AUTO)
