@@ -159,6 +159,14 @@ template <int pending>
 __device__ inline void wait_for_products() {  // all groups but the last `pending` ones have been computed
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
 }
+// Without a branch, which would keep the work of different values apart.
+__device__ inline void store_if(bool condition, uint64_t* global, uint64_t value) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.b64 [%1], %2;\n}" ::"r"(static_cast<int32_t>(condition)),
+      "l"(global), "l"(value)
+      : "memory");
+}
+
 // After the wait for a sum: that nothing which reads it is moved to before.
 __device__ inline void settle(int32_t (&s)[64]) {
 #  pragma unroll

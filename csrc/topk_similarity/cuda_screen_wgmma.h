@@ -34,6 +34,17 @@ __device__ inline uint64_t operand(const void* codes) {
 // What moves an operand; its address comes in units of 16 bytes.
 __device__ constexpr uint64_t moved(int rows, int columns) { return code_offset(rows, columns) >> 4; }
 
+// Value j of `count`, a power of two: registers cannot be indexed, so half of them are chosen, bit by bit of j.
+template <int count, class Value>
+__device__ int32_t chosen(const Value& value, uint32_t j, int from = 0) {
+  if constexpr (count == 1) {
+    return value(from);
+  } else {
+    const int32_t low = chosen<count / 2>(value, j, from), high = chosen<count / 2>(value, j, from + count / 2);
+    return j & (count / 2) ? high : low;
+  }
+}
+
 template <bool for_lows>
 __global__ void __launch_bounds__(wgmma_threads, 1)
     screen_wgmma(Codes codes, Range range, int ring, float* lows, uint64_t* lists, int32_t* counts, int capacity) {
@@ -80,13 +91,13 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   }
 
   take_registers<multiplier_registers>();
-  constexpr int down = encoded_at_once / 64;  // products of 64 rows
+  constexpr int down = encoded_at_once / 64, rows = 2 * down;  // products of 64 rows; rows of a thread
   const int first_row = group * encoded_at_once + warp % group_warps * 16 + lane / 4;
   const auto row_of = [](int i) { return i / 2 * 64 + i % 2 * 8; };  // of the thread's rows, from its first
-  Bar bars[2 * down];
-  int32_t found[2 * down] = {};
+  Bar bars[rows];
+  int32_t found[rows] = {};
 #  pragma unroll
-  for (int i = 0; i < 2 * down; ++i) bars[i] = Bar(codes.bounds[first_query + first_row + row_of(i)]);
+  for (int i = 0; i < rows; ++i) bars[i] = Bar(codes.bounds[first_query + first_row + row_of(i)]);
   const int64_t first_list = ((first_query + first_row) * gridDim.y + blockIdx.y) * list_parts + lane % list_parts;
   const int lists_of_row = static_cast<int>(gridDim.y) * list_parts;
   uint64_t* const own_lists = lists + first_list * capacity;
@@ -114,71 +125,89 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
         multiply_tiles(sum[m], left + slice * moved(0, half_turned) + moved(64 * m, 0),
                        keys + slice % 2 * moved(0, half_turned), slice);
       commit_products();
+      if (slice + 1 == slices && in_turns && lane == 0) arrive(turn + 1 - group);
       if (!begins) continue;
       wait_for_products<1>();
       if (slice && lane == 0) arrive(empty + before);
       before = stage;
       next_stage();
     }
-    if (in_turns && lane == 0) arrive(turn + 1 - group);
     wait_for_products<0>();
     if (lane == 0) arrive(empty + before);
 #  pragma unroll
     for (int m = 0; m < down; ++m) settle(sum[m]);
-    const uint32_t first_key = static_cast<uint32_t>(tile) * key_tile + lane % 4 * 2;
 
+    // Of row i, in the order of their columns, which `column` tells beside the lane's first.
+    const auto value = [&](int i, int j) { return sum[i / 2][j / 2 * 4 + i % 2 * 2 + j % 2]; };
+    const auto column = [](uint32_t j) { return (j & ~1u) * 4 + (j & 1); };
+    constexpr int halves = 2, in_half = 16;
+    int32_t most[rows][halves];
 #  pragma unroll
-    for (int i = 0; i < 2 * down; ++i) {
-      constexpr int parts = 4, part_values = 8;  // of 32 keys each, of which the thread has 8
-      const auto value = [&](int part, int j) { return sum[i / 2][16 * part + j / 2 * 4 + i % 2 * 2 + j % 2]; };
-      int32_t most[parts];
+    for (int i = 0; i < rows; ++i)
 #  pragma unroll
-      for (int part = 0; part < parts; ++part) {
-        most[part] = value(part, 0);
+      for (int half = 0; half < halves; ++half) {
+        most[i][half] = value(i, in_half * half);
 #  pragma unroll
-        for (int j = 1; j < part_values; ++j) most[part] = max(most[part], value(part, j));
+        for (int j = 1; j < in_half; ++j) most[i][half] = max(most[i][half], value(i, in_half * half + j));
       }
-      if constexpr (for_lows) {
+
+    if constexpr (for_lows) {
+      const int64_t groups = halves * (range.end - range.begin);
 #  pragma unroll
-        for (int pair = 0; pair < 2; ++pair) {
-          int32_t of_all = max(most[2 * pair], most[2 * pair + 1]);
-          of_all = max(of_all, __shfl_xor_sync(all_threads, of_all, 1));
+      for (int i = 0; i < rows; ++i)
+#  pragma unroll
+        for (int half = 0; half < halves; ++half) {
+          int32_t of_all = max(most[i][half], __shfl_xor_sync(all_threads, most[i][half], 1));
           of_all = max(of_all, __shfl_xor_sync(all_threads, of_all, 2));
-          const int64_t row = first_query + first_row + row_of(i), groups = 2 * (range.end - range.begin);
           if (lane % 4 == 0)
-            lows[row * groups + 2 * (tile - range.begin) + pair] =
+            lows[(first_query + first_row + row_of(i)) * groups + halves * (tile - range.begin) + half] =
                 fmaf(static_cast<float>(of_all), bars[i].scale * at.scale, -bars[i].slack(at));
         }
-      } else {
-        const int32_t lowest = bars[i].lowest(at);
-        if (max(max(most[0], most[1]), max(most[2], most[3])) < lowest) continue;
-        const float scale = bars[i].scale * at.scale, slack = bars[i].slack(at);
-        uint64_t* const list = own_lists + row_of(i) * lists_of_row * capacity;
+    } else {
+      int32_t lowest[rows];
+      bool reached = false;
 #  pragma unroll
-        for (int part = 0; part < parts; ++part) {
-          if (most[part] < lowest) continue;
-          uint32_t hits = 0;
-#  pragma unroll
-          for (int j = 0; j < part_values; ++j) hits |= static_cast<uint32_t>(value(part, j) >= lowest) << j;
-          while (hits) {  // once, nearly always; registers cannot be indexed, so that the product is chosen by bits
-            const uint32_t j = 31 - __clz(hits);
-            hits ^= 1u << j;
-            const auto by_0 = [&](int from) { return j & 1 ? value(part, from + 1) : value(part, from); };
-            const auto by_1 = [&](int from) { return j & 2 ? by_0(from + 2) : by_0(from); };
-            const int32_t product = j & 4 ? by_1(4) : by_1(0);
-            const uint32_t key = first_key + 32 * part + (j & 6) * 4 + (j & 1);
-            const bool present = key < key_count;
-            if (present && found[i] < capacity)
-              list[found[i]] = pack(fmaf(static_cast<float>(product), scale, slack), static_cast<int32_t>(key));
-            found[i] += present;
-          }
-        }
+      for (int i = 0; i < rows; ++i) {
+        lowest[i] = bars[i].lowest(at);
+        most[i][0] = max(most[i][0], most[i][1]);
+        reached = reached || most[i][0] >= lowest[i];
       }
+      if (!reached) continue;
+      const uint32_t first_key = static_cast<uint32_t>(tile) * key_tile + lane % 4 * 2;
+      const bool whole = first_key + key_tile <= key_count;
+      uint32_t hits[rows];
+#  pragma unroll
+      for (int i = 0; i < rows; ++i) {
+        hits[i] = 0;
+#  pragma unroll
+        for (int j = 0; j < halves * in_half; ++j) hits[i] |= static_cast<uint32_t>(value(i, j) >= lowest[i]) << j;
+      }
+      const auto append = [&](int i, bool hit, uint32_t j, int32_t product) {
+        const float upper = fmaf(static_cast<float>(product), bars[i].scale * at.scale, bars[i].slack(at));
+        store_if(hit && found[i] < capacity, own_lists + row_of(i) * lists_of_row * capacity + found[i],
+                 pack(upper, static_cast<int32_t>(first_key + column(j))));
+        found[i] += hit;
+      };
+      // Of a row a thread seldom has more than one, which then is the largest: without a branch, all rows side by side.
+#  pragma unroll
+      for (int i = 0; i < rows; ++i) {
+        const bool one = whole && hits[i] && !(hits[i] & (hits[i] - 1));
+        append(i, one, 31 - __clz(hits[i]), most[i][0]);
+        if (one) hits[i] = 0;
+      }
+#  pragma unroll
+      for (int i = 0; i < rows; ++i)
+        while (hits[i]) {
+          const uint32_t j = 31 - __clz(hits[i]);
+          hits[i] ^= 1u << j;
+          append(i, first_key + column(j) < key_count, j,
+                 chosen<halves * in_half>([&](int at) { return value(i, at); }, j));
+        }
     }
   }
   if constexpr (!for_lows) {
 #  pragma unroll
-    for (int i = 0; i < 2 * down; ++i) counts[first_list + row_of(i) * lists_of_row] = found[i];
+    for (int i = 0; i < rows; ++i) counts[first_list + row_of(i) * lists_of_row] = found[i];
   }
 #endif
 }

@@ -210,6 +210,9 @@ void wait_for_products() {
     groups.erase(groups.begin());
   }
 }
+inline void store_if(bool condition, uint64_t* global, uint64_t value) {
+  if (condition) *global = value;
+}
 inline void settle(int32_t (&)[64]) {}
 
 }  // namespace ofa
