@@ -61,7 +61,7 @@ struct Plan {
     slab = ceil_div(query_tiles, ceil_div(query_tiles, at_once)) * query_tile;
     splits = splits_for(slab / query_tile, processors);
     lists = splits * list_parts;
-    listed = std::max(room / lists, splits < most_splits ? 64 : 32);
+    listed = std::max(room / lists, splits <= 8 ? 64 : 32);
   }
 };
 
