@@ -52,7 +52,7 @@ struct Plan {
     const int64_t whole = keys / key_tile;
     screened = depth > 0 && depth <= deepest && k <= most_neighbors && whole >= k && queries * keys >= 1 << 15;
     tiles = static_cast<int>(ceil_div<int64_t>(keys, key_tile));
-    // Two rounds are enough for what 16 of them stand for; the next would cost more than its share of products.
+    // A sixteenth, looked at twice: two rounds are enough then, and a third would cost more, in sorting.
     seeds = static_cast<int>(std::min(whole, std::max(std::min(whole / 16, most_seeds), 2 * k)));
     const int room = std::clamp(power_of_2(static_cast<int>(std::min<int64_t>(k, most_neighbors)) * 64), 1024, 4096);
     kept = k <= 32 ? 512 : 1024;

@@ -15,7 +15,8 @@ constexpr int wgmma_warps = multipliers * group_warps, wgmma_threads = (wgmma_wa
 constexpr int copier_registers = 40, multiplier_registers = 232;
 static_assert(32 * group_warps * (copier_registers + multipliers * multiplier_registers) <= 1 << 16);
 constexpr int least_stages = 3, most_stages = 24;
-constexpr int64_t wgmma_static = (2 * most_stages + multipliers + 1) * sizeof(uint64_t);
+constexpr int64_t wgmma_static = 1 << 10;  // the barriers, rounded up
+static_assert((2 * most_stages + multipliers + 1) * sizeof(uint64_t) <= wgmma_static / 2);
 constexpr int wgmma_registers = 129;  // more than all sums: a kernel that takes fewer was compiled for other GPUs
 
 inline int64_t wgmma_shared(int stages, int64_t padded) { return padded * query_tile + stages * key_bytes; }
