@@ -36,14 +36,14 @@ def _tiles(dtype, rank):
     On Hopper a warp group multiplies 64 rows at least. With two of them on 64 rows Triton 3.6 makes wrong sums of
     float32, and multiplies some of half precision's twice; so they have one, and two programs a processor.
     """
-    options = {"num_warps": 8, "num_stages": 2, "maxnreg": 255}
+    options = {"num_warps": 8, "num_stages": 2, "maxnreg": 255, "EVERYWHERE": True}
     hopper, single = capability() >= 90, {"num_warps": 4}
     if dtype == torch.float32:
         return (64, 16), options | (single if hopper else {})
     if rank > 256 and roomy():
         return (64, 32), options | (single if hopper and rank <= 448 else {})
     if roomy() and hopper:
-        return (64, 64), options | single | {"num_stages": 3 if rank <= 208 else 2}
+        return (64, 64), options | single | {"num_stages": 3 if rank <= 208 else 2, "EVERYWHERE": False}
     return (64, 32), options | single | {"num_stages": 1 if rank > 256 else 3}
 
 

@@ -10,7 +10,8 @@ of size [N, V] exists. The label's own term is left out of all sums and added ap
 The rank is divided into up to three powers of 2, as Triton's tiles are: 200 is 128 + 64 + 16 and not 256.
 
 Labelled positions come in the order of their labels. So a tile of positions and one of entries have a label in common
-only where the tile lies in a range that is known beforehand, and nowhere else is anything compared.
+only where the tile lies in a range that is known beforehand. Elsewhere nothing is compared, unless ``EVERYWHERE``: a
+branch costs registers, too.
 """
 
 from __future__ import annotations
@@ -124,6 +125,7 @@ def _forward(
     hidden, table, bias, keys, counted, largest, sums, partial, positions, vocabulary, most,
     R: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
     PROGRAMS: tl.constexpr, MAGNIFIED: tl.constexpr, HAS_BIAS: tl.constexpr, WITH_OTHERS: tl.constexpr,
+    EVERYWHERE: tl.constexpr,
 ):  # fmt: skip
     """Of a split: maximum, sum of exponentials, and their weighted sum of F, over all entries but the label."""
     count, blocks, splits, split_tiles = _share(counted, vocabulary, most, PROGRAMS, BLOCK_N, BLOCK_V)
@@ -158,7 +160,7 @@ def _forward(
         if HAS_BIAS:
             shift = tl.load(bias + entry, mask=entry < end, other=float("-inf")).to(tl.float32)
         s = _in_unit(s, shift[None, :], dtype, BLOCK_N, BLOCK_V)
-        if (first <= highest) & (first + BLOCK_V > lowest):
+        if EVERYWHERE or (first <= highest) & (first + BLOCK_V > lowest):
             s = tl.where(entry[None, :] == label[:, None], float("-inf"), s)
         new_m = tl.maximum(m, tl.max(s, 1))
         safe = tl.where(new_m == float("-inf"), 0.0, new_m)  # nothing but -inf so far: -inf - -inf is not a number
@@ -197,7 +199,7 @@ def _backward(
     hidden, table, bias, keys, bounds, log_sums, rests, slopes, label_slopes, unit, grad_table, grad_bias, vocabulary,
     R: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
     MAGNIFIED: tl.constexpr, HAS_BIAS: tl.constexpr, FOR_TABLE: tl.constexpr,
-    FOR_BIAS: tl.constexpr,
+    FOR_BIAS: tl.constexpr, EVERYWHERE: tl.constexpr,
 ):  # fmt: skip
     """Rows of dF and of the bias's gradient: sums of P_tv h_t and of P_tv over all positions t, times ``unit``."""
     tile = tl.program_id(0)
@@ -232,7 +234,7 @@ def _backward(
         if dtype == tl.float32:
             s -= tl.load(rests + position)[None, :]
         p = _power(s, dtype) * tl.load(slopes + position)[None, :]
-        if (first < high) & (first + BLOCK_N > low):
+        if EVERYWHERE or (first < high) & (first + BLOCK_N > low):
             label, at_label = (
                 tl.load(keys + position, mask=position < count, other=-1),
                 tl.load(label_slopes + position),
