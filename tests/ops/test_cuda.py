@@ -28,7 +28,7 @@ gpu = importlib.import_module("benchmarks.gpu")
 
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 KERNELS = {
-    "topk_similarity": {"measure", "encode", "screen", "first_limit", "tighten", "rescore", "scan"},
+    "topk_similarity": {"measure", "encode", "screen", "first_limit", "settle_queries", "scan"},
     "factorized_embedding": {
         "count_digits", "accumulate", "place_tokens", "count_heads", "write_groups", "look_up", "sum_pieces",
         "add_pieces", "project", "multiply_transposed", "add_slices",
@@ -46,6 +46,7 @@ EMULATED = {
     """,
 }
 PRODUCTS = {"screen": "IMMA", "look_up": "HMMA", "project": "HMMA", "multiply_transposed": "HMMA"}
+REGISTERS = {"screen": 255, "scan": 80, "settle_queries": 80}  # the last two have many loads under way
 SPILLED = {"screen": 0, "look_up": 96, "project": 96, "multiply_transposed": 96}  # bytes a thread; 16 of the others
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 in_the_emulator = pytest.mark.skipif(
@@ -221,7 +222,7 @@ def test_what_kernels_take_of_a_processor(record_property):
             registers, stack, shared, local = map(int, match.groups())
             found[architecture].add(name)
             record_property(f"{name} {architecture}", f"{registers} registers, {stack} B spilled, {shared} B shared")
-            assert registers <= (168 if PRODUCTS.get(name) == "HMMA" else 255 if name == "screen" else 64), name
+            assert registers <= REGISTERS.get(name, 168 if PRODUCTS.get(name) == "HMMA" else 64), name
             assert stack + local <= SPILLED.get(name, 16), name
             assert shared <= 48 << 10, name
     known = {"nothing"}.union(*KERNELS.values())  # which check_device looks for
