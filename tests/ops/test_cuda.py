@@ -127,6 +127,20 @@ def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
     assert {names[int(line, 16)] for line in launched.read_text().split()} == kernels
 
 
+def test_settling_candidates(tmp_path):
+    """The kernels that follow the top-k search's screen, on lists that it writes seldom: full, lost, tied, empty."""
+    if not shutil.which("g++"):
+        pytest.skip("there is no g++")
+    options = ["-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    options += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-include", "cuda_runtime.h"]
+    options += [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", EMULATOR / "settle.cpp", "-o", tmp_path / "settle"]
+    subprocess.run(["g++", *options], check=True)
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
+    done = subprocess.run([tmp_path / "settle"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(" cases\n")
+
+
 @in_the_emulator
 def test_only_ops_with_kernels_are_asked_for_them(emulated):
     """All other files that a GPU is given run here, too: a test that forces CUDA on an op without it would fail."""
