@@ -111,7 +111,8 @@ class Found:
         self.write()
 
     def measure(self, contest: harness.Contest, name: str, entry: Callable, key: str = OURS) -> dict:
-        prepared = (key,) if name in contest.prepared else ()
+        compiles = self.device == "cuda" and not name.startswith(SLOW)  # Triton's first call would count
+        prepared = (key,) if compiles or name in contest.prepared else ()
         alone = dataclasses.replace(contest, entries={key: entry}, prepared=prepared)
         seconds = 0.5 if self.device == "cuda" else 0.05
         found = harness.run(alone, self.device, rounds=9, seconds=seconds)[key]

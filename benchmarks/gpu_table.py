@@ -68,10 +68,7 @@ def _jobs(results: dict) -> list[str]:
         elif "refused" in result:
             lines.append(f"training, {name}: {result['refused']}")
         else:
-            lines.append(
-                f"training, {name}: {result['tokens_per_second']:,.0f} tokens/s, batch {result['batch']}, "
-                f"{result['of_the_loss']} states at the loss"
-            )
+            lines.append(f"training, {name}: {result['tokens_per_second']:,.0f} tokens/s, batch {result['batch']}")
     return lines
 
 

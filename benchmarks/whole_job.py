@@ -94,12 +94,7 @@ def batches(size: SimpleNamespace) -> list[dict[str, torch.Tensor]]:
 
 
 def training(size: SimpleNamespace, device: str, write: Callable[[dict], None]) -> None:
-    """Tokens a second and peak memory of both models; a model that does not fit is halved in its batch.
-
-    With them the dtype of the states that the loss is computed from. The head of XLM-R ends in a LayerNorm, which
-    autocast computes in float32: a loss that is no matrix product to autocast, such as ours, then takes its float32
-    kernels, and is to be read as one of float32.
-    """
+    """Tokens a second and peak memory of both models; a model that does not fit is halved in its batch."""
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     class Clock(TrainerCallback):
@@ -123,14 +118,13 @@ def training(size: SimpleNamespace, device: str, write: Callable[[dict], None]) 
             loss = Trainer(model, options, train_dataset=rows, callbacks=[clock]).train().training_loss
         return loss, (clock.seconds[1] - clock.seconds[0]) / size.steps
 
-    rows, results, last = batches(size), {}, {}
+    rows, results = batches(size), {}
     for name, make in reversed(models(size).items()):
         batch = size.batch
         while batch:
             harness._reset_peak(device)
             try:
                 model = make()
-                model.lm_head.layer_norm.register_forward_hook(lambda *call: last.update(dtype=call[2].dtype))
                 parameters = sum(p.numel() for p in model.parameters())
                 loss, seconds = train(model, batch)
             except torch.OutOfMemoryError:
@@ -145,7 +139,6 @@ def training(size: SimpleNamespace, device: str, write: Callable[[dict], None]) 
                 "memory": harness._peak(device),
                 "parameters": parameters,
                 "loss": loss,
-                "of_the_loss": str(last["dtype"]).removeprefix("torch."),
             }
             break
         else:

@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForPreTraining,
     AutoModelForTokenClassification,
     Trainer,
+    TrainerCallback,
     TrainingArguments,
 )
 
@@ -215,13 +216,17 @@ def test_trainer_trains_evaluates_and_resumes(tokenizers, verses, tmp_path):
 
 
 def test_trainer_keeps_the_best_model(tokenizers, verses, tmp_path):
-    torch.manual_seed(0)  # with other weights the last step may happen to be the best
+    class Spoil(TrainerCallback):
+        def on_step_end(self, args, state, control, model=None, **kwargs):
+            if state.global_step == 3:
+                model.get_input_embeddings().coordinates.data.mul_(-100.0)
+
     batch = inputs(tokenizers["bert"], verses[:8], masked=0.3)
     data = [{name: tensor[i] for name, tensor in batch.items()} for i in range(8)]
     every = {"eval_strategy": "steps", "eval_steps": 1, "save_steps": 1, "max_steps": 4, "prediction_loss_only": True}
     options = arguments(tmp_path, load_best_model_at_end=True, **every)
-    options.learning_rate = 1.0  # much too large: every step makes it worse
-    trainer = Trainer(twins("bert", tokenizers)[0], options, train_dataset=data, eval_dataset=data)
+    model = twins("bert", tokenizers)[0]
+    trainer = Trainer(model, options, train_dataset=data, eval_dataset=data, callbacks=[Spoil()])
     trainer.train()
     found = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     assert min(found) < found[-1]

@@ -67,7 +67,7 @@ LAUNCHES = {
     "topk_similarity": (_search, {"screen", "dots"}),
     "truncated_svd": (_gram, {"gram"}),
     "factorized_embedding": (_embedding, {"lookup", "project", "add_segments", "basis"}),
-    "factorized_cross_entropy": (_cross_entropy, {"forward", "log_sums", "combine", "backward"}),
+    "factorized_cross_entropy": (_cross_entropy, {"keys", "gather", "forward", "finish", "prepare", "backward"}),
 }
 TARGETS = tuple(itertools.product((torch.bfloat16, torch.float16, torch.float32), (80, 90, 100)))
 RANKS = {op: (SIZES["R"],) for op in LAUNCHES} | {"factorized_cross_entropy": (200, 400)}  # whose tiles depend on it

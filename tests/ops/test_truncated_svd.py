@@ -217,19 +217,3 @@ def test_threads_do_not_change_the_gram_matrix():
 def test_bad_input(matrix, rank, error, message):
     with pytest.raises(error, match=message):
         truncated_svd(matrix, rank)
-
-
-def test_the_faster_eigh_is_kept(monkeypatch):
-    """A GPU and the CPU are timed once for a size."""
-    seconds, asked, gpu = {"cpu": 1.0, "cuda": 2.0}, [], torch.device("cuda", 0)
-    monkeypatch.setattr(eigenpairs, "_faster", {})
-    monkeypatch.setattr(eigenpairs, "_seconds", lambda _, device: asked.append(device.type) or seconds[device.type])
-    for rows, expected in ((768, "cpu"), (800, "cpu"), (3000, "cuda"), (768, "cpu")):
-        seconds["cuda"] = 2.0 if rows < 1024 else 0.5
-        matrix = type("Matrix", (), {"device": gpu, "__len__": lambda _, rows=rows: rows})()
-        assert eigenpairs._faster_device(matrix).type == expected
-    assert asked == ["cpu", "cuda"] * 2
-
-
-def test_the_race_times_both():
-    assert eigenpairs._seconds(torch.eye(8, dtype=torch.float64), torch.device("cpu")) > 0

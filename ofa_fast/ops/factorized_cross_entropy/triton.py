@@ -7,19 +7,19 @@ captured. So shapes depend on N, and how many positions are labelled stays on th
 from __future__ import annotations
 
 import itertools
-import math
 
 import torch
-import torch.nn.functional as F
 import triton
 
 from ofa_fast.ops._op import capturing
 from ofa_fast.ops._triton import capability, processors, roomy
 from ofa_fast.ops.factorized_cross_entropy import _gradients, _outputs, reference
-from ofa_fast.ops.factorized_cross_entropy.triton_kernels import _backward, _combine, _forward, _log_sums
+from ofa_fast.ops.factorized_cross_entropy.triton_kernels import _backward, _forward
+from ofa_fast.ops.factorized_cross_entropy.triton_positions import _finish, _gather, _keys, _prepare
 
 WIDTHS = (512, 256, 128, 64, 32, 16)
 PROGRAMS_EACH = 2  # for each of a GPU's processors, that the forward pass is divided into
+MOST_ROWS = 64  # of positions in a tile
 MAX_SPLITS, SPLIT_TILES = 64, 4  # splits at most, and tiles of one at least
 
 
@@ -31,15 +31,20 @@ def divided(rank: int) -> tuple[int, int, int]:
 
 
 def _tiles(dtype, rank):
-    """Rows that a program owns, rows that it passes over at a time, and how it is compiled."""
-    options = {"num_warps": 8, "num_stages": 2, "maxnreg": 255}
+    """Rows that a program owns, rows that it passes over at a time, and how it is compiled.
+
+    On Hopper a warp group multiplies 64 rows at least. With two of them on 64 rows Triton 3.6 makes wrong sums of
+    float32, and multiplies some of half precision's twice; so they have one, and two programs a processor.
+    """
+    options = {"num_warps": 8, "num_stages": 2, "maxnreg": 255, "EVERYWHERE": True}
+    hopper, single = capability() >= 90, {"num_warps": 4}
     if dtype == torch.float32:
-        return (64, 16), options
+        return (64, 16), options | (single if hopper else {})
     if rank > 256 and roomy():
-        return (64, 32), options
-    if roomy() and capability() >= 90:
-        return (128, 64), options
-    return (64, 32), options | {"num_warps": 4, "num_stages": 1 if rank > 256 else 3}
+        return (64, 32), options | (single if hopper and rank <= 448 else {})
+    if roomy() and hopper:
+        return (64, 64), options | single | {"num_stages": 3 if rank <= 208 else 2, "EVERYWHERE": False}
+    return (64, 32), options | single | {"num_stages": 1 if rank > 256 else 3}
 
 
 def _magnified(dtype) -> float:
@@ -47,22 +52,27 @@ def _magnified(dtype) -> float:
     return 2.0**15 if dtype == torch.float16 else 1.0
 
 
-class _Labelled:
+class _Sorted:
     """What both directions begin with, without asking the device how many positions are labelled.
 
-    ``order`` has the labelled positions first, and ``count`` says on the device how many there are; ``label`` and
-    ``projected``, h = hidden basisᵀ, follow it. A label that is no id counts as unlabelled: nothing is read there.
+    ``order`` has the labelled positions first, by label; ``keys`` are their labels, and V for the others. A label that
+    is no id counts as unlabelled: nothing is read there.
     """
 
     def __init__(self, hidden, coordinates, basis, labels, ignore_index):
         dtypes = {hidden.dtype, coordinates.dtype, basis.dtype}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-        self.mask = (labels != ignore_index) & (labels >= 0) & (labels < len(coordinates))
-        self.labels = torch.where(self.mask, labels, 0)
-        self.order = (~self.mask).byte().argsort(stable=True)
-        self.count = self.mask.sum(dtype=torch.int32)
-        self.label = self.labels[self.order]
-        self.projected = (hidden.to(self.dtype) @ basis.to(self.dtype).T)[self.order]
+        (n,), (self.v, self.r) = labels.shape, coordinates.shape
+        self.parts = divided(self.r)
+        (self.block, self.step), self.compiled = _tiles(self.dtype, self.r)  # rows that a program owns, and passes over
+        self.rows = triton.cdiv(n, MOST_ROWS) * MOST_ROWS  # so that tiles of positions need no masks
+        keys, self.ignored = labels.new_empty(n, dtype=torch.int32), labels.new_empty(n, dtype=torch.bool)
+        _keys[(triton.cdiv(n, 256),)](labels, keys, self.ignored.view(torch.int8), n, self.v, ignore_index, BLOCK=256)
+        self.keys, self.order = keys.sort(stable=True)
+        self.projected = hidden.to(self.dtype) @ basis.to(self.dtype).T
+
+    def empty(self, *shape, dtype=torch.float32):
+        return self.projected.new_empty(shape, dtype=dtype)
 
 
 def forward(hidden, coordinates, basis, labels, bias, ignore_index, with_others):
@@ -75,84 +85,72 @@ def forward(hidden, coordinates, basis, labels, bias, ignore_index, with_others)
 
 
 def _run_forward(hidden, coordinates, basis, labels, bias, ignore_index, loss, lse, others):
-    some = _Labelled(hidden, coordinates, basis, labels, ignore_index)
-    (n, (v, r)), dtype = (len(labels), coordinates.shape), some.dtype
-    (block_n, block_v), compiled = _tiles(dtype, r)
+    some = _Sorted(hidden, coordinates, basis, labels, ignore_index)
+    n, v, r, width, (a, b, c) = len(labels), some.v, some.r, sum(some.parts), some.parts
+    count = torch.searchsorted(some.keys, v, out_int32=True)
+    states = some.empty(some.rows, width, dtype=some.dtype)
+    _gather[(some.rows // 16,)](some.projected, some.order, count, states, n, R=r, WIDTH=width, BLOCK=16)
     programs = PROGRAMS_EACH * processors(hidden.device)
-    most = max(1, min(triton.cdiv(v, block_v) // SPLIT_TILES, MAX_SPLITS))
-    largest, sums = some.projected.new_empty(2, most, n, dtype=torch.float32)
-    rows = min(most * n, max(programs * block_n, n)) if len(others) else 0
-    partial = some.projected.new_empty(rows, r, dtype=torch.float32)
-    log_sums, at_labels = some.projected.new_empty(2, n, dtype=torch.float64)
+    most = max(1, min(triton.cdiv(v, some.step) // SPLIT_TILES, MAX_SPLITS))
+    largest, sums = some.empty(2, most, n)
+    partial = some.empty(min(most * n, max(programs * some.block, n)) if len(others) else 0, r)
     bias = None if bias is None else bias.contiguous()
-    inputs = some.projected, coordinates, largest if bias is None else bias, some.label, some.count
-    shared = {"R": r, "BLOCK_N": block_n, "BLOCK_V": block_v, "PROGRAMS": programs}
-    a, b, c = divided(r)
-    _forward[(max(programs, triton.cdiv(n, block_n)),)](
-        *inputs, largest, sums, partial, n, v, most, **shared, A=a, B=b, C=c, MAGNIFIED=_magnified(dtype),
-        HAS_BIAS=bias is not None, WITH_OTHERS=len(others) > 0, **compiled,
+    inputs = states, coordinates, largest if bias is None else bias, some.keys, count, largest, sums, partial
+    shared = {"R": r, "BLOCK_N": some.block, "BLOCK_V": some.step, "PROGRAMS": programs} | {
+        "MAGNIFIED": _magnified(some.dtype), "HAS_BIAS": bias is not None, "WITH_OTHERS": len(others) > 0
+    }  # fmt: skip
+    _forward[(max(programs, triton.cdiv(n, some.block)),)](
+        *inputs, n, v, most, **shared, A=a, B=b, C=c, **some.compiled
+    )
+    _finish[(n,)](
+        *inputs, some.order, loss, lse, others, n, v, most, **shared, WIDTH=width,
+        SPLITS=triton.next_power_of_2(most), num_warps=1,
     )  # fmt: skip
-    width = triton.next_power_of_2(r)
-    _log_sums[(n,)](
-        *inputs, largest, sums, log_sums, at_labels, n, v, most, **shared, WIDTH=width,
-        SPLITS=triton.next_power_of_2(most), HAS_BIAS=bias is not None, num_warps=1,
-    )  # fmt: skip
-    there = torch.arange(n, device=hidden.device) < some.count
-    nll = F.softplus(log_sums - at_labels, threshold=40)
-    nll = torch.where(at_labels == math.inf, math.nan, nll)
-    log_sums = torch.logaddexp(log_sums, at_labels)
-    whole, rest = log_sums.float(), torch.where(log_sums.isfinite(), log_sums - log_sums.float(), 0.0).float()
-    for out, values in ((loss, nll.float()), (lse[0], whole), (lse[1], rest)):
-        out.index_copy_(0, some.order, torch.where(there, values, 0.0))
-    if len(others):
-        _combine[(n,)](
-            partial, largest, log_sums, some.order, others, some.count, n, v, most, **shared, WIDTH=width,
-            MAGNIFIED=_magnified(dtype), IN_BITS=dtype != torch.float32, num_warps=1,
-        )  # fmt: skip
 
 
 def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss, lse, others, ignore_index, needs):
-    grads = [None] * 4
-    some = _Labelled(hidden, coordinates, basis, labels, ignore_index)
-    dtype = some.dtype
-    at_label = grad_loss * torch.expm1(-loss) + grad_lse * torch.exp(-loss)
-    slope = torch.where(some.mask, grad_loss + grad_lse, 0.0)
-    at_label = torch.where(some.mask, at_label, 0.0)
-    unit = _unit(slope, at_label) if dtype == torch.float16 else slope.new_ones(())
-    slope, at_label = slope / unit, at_label / unit
-    ignored = ~some.mask[:, None]
+    if not (len(labels) and len(coordinates)):
+        inputs = zip((hidden, coordinates, basis, bias), needs, strict=True)
+        return tuple(torch.zeros_like(t) if need else loss.new_empty(0) for t, need in inputs)
+    some = _Sorted(hidden, coordinates, basis, labels, ignore_index)
+    n, v, r, width, (a, b, c), dtype = len(labels), some.v, some.r, sum(some.parts), some.parts, some.dtype
+    tiles = triton.cdiv(v, some.block)
+    bounds = torch.arange(0, tiles * some.block + 1, some.block, device=labels.device, dtype=torch.int32)
+    bounds = torch.searchsorted(some.keys, bounds.clamp_(max=v), out_int32=True)
+    half = dtype == torch.float16
+    unit = _unit(grad_loss, grad_lse, loss, some.ignored) if half else loss.new_ones(())
+    states = some.empty(some.rows, width, dtype=dtype)
+    log_sums, rests, slopes, label_slopes = some.empty(4, some.rows)
+    of_projected = some.empty(n if needs[0] or needs[2] else 0, r, dtype=dtype)
+    coordinates = coordinates.contiguous()
+    _prepare[(some.rows,)](
+        some.projected, coordinates, some.keys, some.order, bounds[-1], grad_loss.contiguous(), grad_lse.contiguous(),
+        loss, lse, others, unit, states, log_sums, rests, slopes, label_slopes, of_projected, n,
+        R=r, WIDTH=width, MAGNIFIED=_magnified(dtype), IN_BITS=dtype != torch.float32,
+        OF_PROJECTED=len(of_projected) > 0, num_warps=1,
+    )  # fmt: skip
+    grads = list(_gradients(hidden, coordinates, basis, bias, [False, needs[1], False, needs[3]]))
+    ignored = some.ignored[:, None]
 
     def scaled(product):
-        return product.mul_(unit) if dtype == torch.float16 else product
+        return product.mul_(unit) if half else product
 
-    if needs[0] or needs[2]:
-        of_projected = slope[:, None] * others
-        of_projected += at_label[:, None] * coordinates[some.labels]
-        of_projected = of_projected.masked_fill_(ignored, 0.0).to(dtype)  # where F has infinities there are NaN
-        if needs[0]:
-            grads[0] = scaled(of_projected @ basis.to(dtype)).masked_fill_(ignored, 0.0).to(hidden.dtype)
-        if needs[2]:
-            states = hidden.to(dtype).masked_fill(ignored, 0.0)
-            grads[2] = scaled(of_projected.T @ states).to(basis.dtype)
+    if needs[0]:  # where the basis has infinities nothing times them is not a number
+        grads[0] = scaled(of_projected @ basis.to(dtype)).masked_fill_(ignored, 0.0).to(hidden.dtype)
+    if needs[2]:
+        grads[2] = scaled(of_projected.T @ hidden.to(dtype).masked_fill(ignored, 0.0)).to(basis.dtype)
     if needs[1] or needs[3]:
-        grads[1::2] = _gradients(hidden, coordinates, basis, bias, [False, needs[1], False, needs[3]])[1::2]
-        (v, r), (a, b, c) = coordinates.shape, divided(coordinates.shape[1])
-        (block_v, block_n), compiled = _tiles(dtype, r)
-        magnified = _magnified(dtype)
-        log_sums, rest = lse[:, some.order]
-        if dtype != torch.float32:
-            log_sums = ((log_sums.double() + rest) / math.log(2)).float()
-        _backward[(triton.cdiv(v, block_v),)](
-            some.projected, coordinates.contiguous(), loss if bias is None else bias.contiguous(), some.label,
-            some.count, log_sums, rest, slope[some.order] * magnified, at_label[some.order] * magnified,
-            unit / magnified, grads[1], grads[3], v,
-            R=r, A=a, B=b, C=c, BLOCK_V=block_v, BLOCK_N=block_n,
-            HAS_BIAS=bias is not None, FOR_TABLE=needs[1], FOR_BIAS=needs[3], **compiled,
+        _backward[(tiles,)](
+            states, coordinates, loss if bias is None else bias.contiguous(), some.keys, bounds, log_sums,
+            rests, slopes, label_slopes, unit, grads[1], grads[3], v,
+            R=r, A=a, B=b, C=c, BLOCK_V=some.block, BLOCK_N=some.step, MAGNIFIED=_magnified(dtype),
+            HAS_BIAS=bias is not None, FOR_TABLE=needs[1], FOR_BIAS=needs[3], **some.compiled,
         )  # fmt: skip
-    return tuple(hidden.new_empty(0) if grad is None else grad for grad in grads)
+    return tuple(grads)
 
 
-def _unit(*slopes):
-    """A power of 2 above all magnitudes, in units of which slopes of any loss scale fit float16; exact to divide by."""
-    most = torch.stack([F.pad(slope, (0, 1)).abs().amax() for slope in slopes]).amax()
+def _unit(grad_loss, grad_lse, loss, ignored):
+    """A power of 2 above all slopes, in units of which those of any loss scale fit float16; exact to divide by."""
+    slopes = grad_loss + grad_lse, grad_loss * torch.expm1(-loss) + grad_lse * torch.exp(-loss)
+    most = torch.stack([slope.masked_fill(ignored, 0.0).abs().amax() for slope in slopes]).amax()
     return torch.where((most > 0) & most.isfinite(), torch.exp2(torch.frexp(most).exponent.float()), 1.0)

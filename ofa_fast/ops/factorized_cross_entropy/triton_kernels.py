@@ -8,6 +8,10 @@ log-sum-exp, and writes its rows of dF and of the bias's gradient once. So nothi
 of size [N, V] exists. The label's own term is left out of all sums and added apart: it would cancel digits.
 
 The rank is divided into up to three powers of 2, as Triton's tiles are: 200 is 128 + 64 + 16 and not 256.
+
+Labelled positions come in the order of their labels. So a tile of positions and one of entries have a label in common
+only where the tile lies in a range that is known beforehand. Elsewhere nothing is compared, unless ``EVERYWHERE``: a
+branch costs registers, too.
 """
 
 from __future__ import annotations
@@ -24,15 +28,26 @@ LOG2_E, LN_2 = tl.constexpr(1 / math.log(2)), tl.constexpr(math.log(2))
 
 
 @triton.jit
-def _parts(pointer, rows, valid, dtype: tl.constexpr, R: tl.constexpr,
+def _part(pointer, rows, dtype: tl.constexpr, FIRST: tl.constexpr, WIDTH: tl.constexpr, COLUMNS: tl.constexpr):
+    """Rows that all exist; masks are left out where they would be true, as each costs an instruction a load."""
+    columns = FIRST + tl.arange(0, WIDTH)
+    at = pointer + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
+    if FIRST + WIDTH <= COLUMNS:
+        return tl.load(at).to(dtype)
+    else:
+        return tl.load(at, mask=(columns < COLUMNS)[None, :], other=0.0).to(dtype)
+
+
+@triton.jit
+def _parts(pointer, rows, dtype: tl.constexpr, COLUMNS: tl.constexpr,
            A: tl.constexpr, B: tl.constexpr, C: tl.constexpr):  # fmt: skip
-    """Rows of a matrix [., R] as A, B and C columns; those of width 0 are not looked at."""
-    a = rows_of(pointer, rows, valid, 0, A, R).to(dtype)
+    """Rows of a matrix as A, B and C columns; those of width 0 are not looked at."""
+    a = _part(pointer, rows, dtype, 0, A, COLUMNS)
     b, c = a, a
     if B > 0:
-        b = rows_of(pointer, rows, valid, A, B, R).to(dtype)
+        b = _part(pointer, rows, dtype, A, B, COLUMNS)
     if C > 0:
-        c = rows_of(pointer, rows, valid, A + B, C, R).to(dtype)
+        c = _part(pointer, rows, dtype, A + B, C, COLUMNS)
     return a, b, c
 
 
@@ -47,13 +62,13 @@ def _scores(a, b, c, x, y, z, ROWS: tl.constexpr, COLUMNS: tl.constexpr, B: tl.c
 
 
 @triton.jit
-def _scores_in_steps(x, x_rows, x_valid, y, y_rows, y_valid, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-                     R: tl.constexpr):  # fmt: skip
+def _scores_in_steps(x, x_rows, y, y_rows, ROWS: tl.constexpr, COLUMNS: tl.constexpr, R: tl.constexpr,
+                     X_WIDTH: tl.constexpr, Y_WIDTH: tl.constexpr):  # fmt: skip
     """The same a few columns at a time: the two TF32 parts of whole float32 rows would not fit into registers."""
     s = tl.zeros((ROWS, COLUMNS), tl.float32)
     for first in range(0, R, STEP):
-        a = rows_of(x, x_rows, x_valid, first, STEP, R).to(tl.float32)
-        b = rows_of(y, y_rows, y_valid, first, STEP, R).to(tl.float32)
+        a = rows_of(x, x_rows, x_rows >= 0, first, STEP, X_WIDTH).to(tl.float32)
+        b = rows_of(y, y_rows, y_rows >= 0, first, STEP, Y_WIDTH).to(tl.float32)
         s = dot(a, tl.trans(b), s)
     return s
 
@@ -98,7 +113,7 @@ def _share(counted, vocabulary, most, PROGRAMS: tl.constexpr, BLOCK_N: tl.conste
 
     The host does not know how many positions are labelled, so the programs divide the work among themselves.
     """
-    count = tl.load(counted)
+    count = tl.load(counted).to(tl.int32)
     blocks = tl.cdiv(count, BLOCK_N)
     tiles = tl.cdiv(vocabulary, BLOCK_V)
     split_tiles = tl.cdiv(tiles, tl.maximum(tl.minimum(PROGRAMS // tl.maximum(blocks, 1), most), 1))
@@ -107,19 +122,24 @@ def _share(counted, vocabulary, most, PROGRAMS: tl.constexpr, BLOCK_N: tl.conste
 
 @triton.jit
 def _forward(
-    hidden, table, bias, labels, counted, largest, sums, partial, positions, vocabulary, most,
+    hidden, table, bias, keys, counted, largest, sums, partial, positions, vocabulary, most,
     R: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
     PROGRAMS: tl.constexpr, MAGNIFIED: tl.constexpr, HAS_BIAS: tl.constexpr, WITH_OTHERS: tl.constexpr,
+    EVERYWHERE: tl.constexpr,
 ):  # fmt: skip
     """Of a split: maximum, sum of exponentials, and their weighted sum of F, over all entries but the label."""
     count, blocks, splits, split_tiles = _share(counted, vocabulary, most, PROGRAMS, BLOCK_N, BLOCK_V)
     split = tl.program_id(0) // tl.maximum(blocks, 1)
-    position = tl.program_id(0) % tl.maximum(blocks, 1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    own = tl.program_id(0) % tl.maximum(blocks, 1) * BLOCK_N
+    position = own + tl.arange(0, BLOCK_N)
     valid = position < tl.where(split < splits, count, 0)
     dtype = hidden.dtype.element_ty
-    label = tl.load(labels + position, mask=valid, other=-1).to(tl.int32)
+    WIDTH: tl.constexpr = A + B + C
+    label = tl.load(keys + position, mask=valid, other=-1)
+    lowest = tl.load(keys + own)
+    highest = tl.load(keys + tl.maximum(tl.minimum(own + BLOCK_N, count) - 1, 0))
     if dtype != tl.float32:
-        ha, hb, hc = _parts(hidden, position, valid, dtype, R, A, B, C)
+        ha, hb, hc = _parts(hidden, position, dtype, WIDTH, A, B, C)
     m = tl.full((BLOCK_N,), float("-inf"), tl.float32)
     total = tl.zeros((BLOCK_N,), tl.float32)
     oa = tl.zeros((BLOCK_N, A), tl.float32)
@@ -130,16 +150,18 @@ def _forward(
     end = tl.minimum((split + 1) * split_tiles * BLOCK_V, vocabulary)
     for first in range(split * split_tiles * BLOCK_V, end, BLOCK_V):
         entry = first + tl.arange(0, BLOCK_V)
-        fa, fb, fc = _parts(table, entry, entry < end, dtype, R, A, B, C)
+        row = tl.minimum(entry, vocabulary - 1)  # the last tile has its last row again, without a probability
+        fa, fb, fc = _parts(table, row, dtype, R, A, B, C)
         if dtype == tl.float32:
-            s = _scores_in_steps(hidden, position, valid, table, entry, entry < end, BLOCK_N, BLOCK_V, R)
+            s = _scores_in_steps(hidden, position, table, row, BLOCK_N, BLOCK_V, R, WIDTH, R)
         else:
             s = _scores(ha, hb, hc, fa, fb, fc, BLOCK_N, BLOCK_V, B, C)
         shift = tl.where(entry < end, 0.0, float("-inf"))  # one addition a score for the bias and the last tile's end
         if HAS_BIAS:
             shift = tl.load(bias + entry, mask=entry < end, other=float("-inf")).to(tl.float32)
         s = _in_unit(s, shift[None, :], dtype, BLOCK_N, BLOCK_V)
-        s = tl.where(entry[None, :] == label[:, None], float("-inf"), s)
+        if EVERYWHERE or (first <= highest) & (first + BLOCK_V > lowest):
+            s = tl.where(entry[None, :] == label[:, None], float("-inf"), s)
         new_m = tl.maximum(m, tl.max(s, 1))
         safe = tl.where(new_m == float("-inf"), 0.0, new_m)  # nothing but -inf so far: -inf - -inf is not a number
         p = _power(s - safe[:, None], dtype)
@@ -173,73 +195,23 @@ def _store(pointer, rows, valid, values, FIRST: tl.constexpr, WIDTH: tl.constexp
 
 
 @triton.jit
-def _log_sums(
-    hidden, table, bias, labels, counted, largest, sums, log_sums, at_labels, positions, vocabulary, most,
-    R: tl.constexpr, WIDTH: tl.constexpr, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
-    PROGRAMS: tl.constexpr, HAS_BIAS: tl.constexpr,
-):  # fmt: skip
-    """In float64, of one position: the log-sum-exp of all entries but the label, and the label's score."""
-    position = tl.program_id(0).to(tl.int64)
-    count, _, splits, _ = _share(counted, vocabulary, most, PROGRAMS, BLOCK_N, BLOCK_V)
-    label, column = tl.load(labels + position), tl.arange(0, WIDTH)
-    h = tl.load(hidden + position * R + column, mask=column < R, other=0.0).to(tl.float32).to(tl.float64)
-    f = tl.load(table + label * R + column, mask=column < R, other=0.0).to(tl.float32).to(tl.float64)
-    at_label = tl.sum(h * f, 0)
-    if HAS_BIAS:
-        at_label += tl.load(bias + label).to(tl.float32).to(tl.float64)
-    split = tl.arange(0, SPLITS)
-    there = split < tl.where(position < count, splits, 0)
-    at = split.to(tl.int64) * positions + position
-    m = tl.load(largest + at, mask=there, other=float("-inf")).to(tl.float64)
-    if hidden.dtype.element_ty != tl.float32:
-        m *= LN_2
-    part = tl.load(sums + at, mask=there, other=0.0).to(tl.float64)
-    most_of_all = tl.max(m, 0)
-    safe = tl.where(most_of_all == float("-inf"), 0.0, most_of_all)
-    tl.store(log_sums + position, safe + tl.log(tl.sum(tl.exp(m - safe) * part, 0)))
-    tl.store(at_labels + position, at_label)
-
-
-@triton.jit
-def _combine(
-    partial, largest, log_sums, rows, others, counted, positions, vocabulary, most,
-    R: tl.constexpr, WIDTH: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
-    PROGRAMS: tl.constexpr, MAGNIFIED: tl.constexpr, IN_BITS: tl.constexpr,
-):  # fmt: skip
-    """others[rows[i]]: the sum over the splits, in order, of exp(largest[s, i] - log_sums[i]) partial[s, i]."""
-    position = tl.program_id(0).to(tl.int64)
-    count, _, splits, _ = _share(counted, vocabulary, most, PROGRAMS, BLOCK_N, BLOCK_V)
-    there = position < count
-    column = tl.arange(0, WIDTH)
-    total = tl.zeros((WIDTH,), tl.float32)
-    log_sum = tl.load(log_sums + position)
-    at, row = position, position
-    for _ in range(tl.where(there, splits, 0)):
-        m = tl.load(largest + at).to(tl.float64)
-        if IN_BITS:
-            m *= LN_2
-        weight = tl.exp((m - log_sum).to(tl.float32)) / MAGNIFIED
-        total += weight * tl.load(partial + row * R + column, mask=column < R, other=0.0)
-        at += positions
-        row += count
-    row = tl.load(rows + position)
-    tl.store(others + row * R + column, total, mask=column < tl.where(there, R, 0))
-
-
-@triton.jit
 def _backward(
-    hidden, table, bias, labels, counted, log_sums, rests, slopes, label_slopes, unit, grad_table, grad_bias,
-    vocabulary,
+    hidden, table, bias, keys, bounds, log_sums, rests, slopes, label_slopes, unit, grad_table, grad_bias, vocabulary,
     R: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, BLOCK_V: tl.constexpr, BLOCK_N: tl.constexpr,
-    HAS_BIAS: tl.constexpr, FOR_TABLE: tl.constexpr, FOR_BIAS: tl.constexpr,
+    MAGNIFIED: tl.constexpr, HAS_BIAS: tl.constexpr, FOR_TABLE: tl.constexpr,
+    FOR_BIAS: tl.constexpr, EVERYWHERE: tl.constexpr,
 ):  # fmt: skip
     """Rows of dF and of the bias's gradient: sums of P_tv h_t and of P_tv over all positions t, times ``unit``."""
-    entry = tl.program_id(0) * BLOCK_V + tl.arange(0, BLOCK_V)
+    tile = tl.program_id(0)
+    entry = tile * BLOCK_V + tl.arange(0, BLOCK_V)
     inside = entry < vocabulary
-    count = tl.load(counted)
+    row = tl.minimum(entry, vocabulary - 1)
+    low, high = tl.load(bounds + tile), tl.load(bounds + tile + 1)  # the positions whose labels this tile has
+    count = tl.load(bounds + tl.cdiv(vocabulary, BLOCK_V))
     dtype = hidden.dtype.element_ty
+    WIDTH: tl.constexpr = A + B + C
     if dtype != tl.float32:
-        fa, fb, fc = _parts(table, entry, inside, dtype, R, A, B, C)
+        fa, fb, fc = _parts(table, row, dtype, R, A, B, C)
     shift = tl.where(inside, 0.0, float("-inf"))  # rows beyond the last have no probability that could overflow
     if HAS_BIAS:
         shift = tl.load(bias + entry, mask=inside, other=float("-inf")).to(tl.float32)
@@ -250,23 +222,24 @@ def _backward(
         db = tl.zeros((BLOCK_V, B), tl.float32)
     if C > 0:
         dc = tl.zeros((BLOCK_V, C), tl.float32)
-    for first in range(0, count, BLOCK_N):
+    for first in range(0, count.to(tl.int32), BLOCK_N):  # beyond count: no states, no slope
         position = first + tl.arange(0, BLOCK_N)
-        valid = position < count
-        ha, hb, hc = _parts(hidden, position, valid, dtype, R, A, B, C)
+        ha, hb, hc = _parts(hidden, position, dtype, WIDTH, A, B, C)
         if dtype == tl.float32:
-            s = _scores_in_steps(table, entry, inside, hidden, position, valid, BLOCK_V, BLOCK_N, R)
+            s = _scores_in_steps(table, row, hidden, position, BLOCK_V, BLOCK_N, R, R, WIDTH)
         else:
             s = _scores(fa, fb, fc, ha, hb, hc, BLOCK_V, BLOCK_N, B, C)
         s = _in_unit(s, shift[:, None], dtype, BLOCK_V, BLOCK_N)
-        s -= tl.load(log_sums + position, mask=valid, other=float("inf"))[None, :]
+        s -= tl.load(log_sums + position)[None, :]
         if dtype == tl.float32:
-            s -= tl.load(rests + position, mask=valid, other=0.0)[None, :]
-        slope = tl.load(slopes + position, mask=valid, other=0.0)
-        at_label = tl.load(label_slopes + position, mask=valid, other=0.0)
-        label = tl.load(labels + position, mask=valid, other=-1).to(tl.int32)
-        p = _power(s, dtype) * slope[None, :]
-        p = tl.where(entry[:, None] == label[None, :], at_label[None, :], p)
+            s -= tl.load(rests + position)[None, :]
+        p = _power(s, dtype) * tl.load(slopes + position)[None, :]
+        if EVERYWHERE or (first < high) & (first + BLOCK_N > low):
+            label, at_label = (
+                tl.load(keys + position, mask=position < count, other=-1),
+                tl.load(label_slopes + position),
+            )
+            p = tl.where(entry[:, None] == label[None, :], at_label[None, :], p)
         if FOR_BIAS:
             total += tl.sum(p, 1)
         if FOR_TABLE:
@@ -276,7 +249,7 @@ def _backward(
                 db = _add(db, one, p, hb, BLOCK_V, B)
             if C > 0:
                 dc = _add(dc, one, p, hc, BLOCK_V, C)
-    scale = tl.load(unit)
+    scale = tl.load(unit) / MAGNIFIED
     if FOR_BIAS:
         tl.store(grad_bias + entry, rounded(total * scale, grad_bias.dtype.element_ty), mask=inside)
     if FOR_TABLE:

@@ -8,14 +8,11 @@ costs iterations but no accuracy.
 
 from __future__ import annotations
 
-import time
-
 import torch
 
 FROM = 4096  # rows from which the block is cheaper than LAPACK's eigh
 DEGREE = 10
 SWEEPS = 8  # about what eigh would take
-_faster = {}  # device by GPU and size
 RANGE = 12  # natural logarithm of the most by which the filter may magnify one vector over another
 
 
@@ -29,37 +26,9 @@ def leading_eigenpairs(matrix: torch.Tensor, rank: int) -> tuple[torch.Tensor, t
     d = len(matrix)
     found = _by_block(matrix, rank) if d >= FROM and 8 * rank <= d else None
     if found is None:
-        values, vectors = _eigh(matrix)
+        values, vectors = torch.linalg.eigh(matrix)
         found = values.flip(0)[:rank], vectors.flip(1)[:, :rank]
     return found
-
-
-def _eigh(matrix):
-    if matrix.device.type == "cpu":
-        return torch.linalg.eigh(matrix)
-    return tuple(part.to(matrix.device) for part in torch.linalg.eigh(matrix.to(_faster_device(matrix))))
-
-
-def _faster_device(matrix):
-    """This GPU or the CPU, whichever was faster the first time for about as many rows.
-
-    A GPU takes anything between a tenth of the CPU's time and a hundred times it, by the driver that torch chooses.
-    """
-    key = matrix.device, len(matrix).bit_length()
-    if key not in _faster:
-        _faster[key] = min((torch.device("cpu"), matrix.device), key=lambda device: _seconds(matrix, device))
-    return _faster[key]
-
-
-def _seconds(matrix, device):
-    """With the copies there and back; the second of two calls, as the first one loads libraries."""
-    for _ in range(2):
-        matrix[0, 0].item()  # what is queued is done
-        begin = time.perf_counter()
-        _, vectors = torch.linalg.eigh(matrix.to(device))
-        vectors.to(matrix.device)[0, 0].item()
-        seconds = time.perf_counter() - begin
-    return seconds
 
 
 def _by_block(matrix, rank):
