@@ -28,7 +28,7 @@ gpu = importlib.import_module("benchmarks.gpu")
 
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 KERNELS = {
-    "topk_similarity": {"measure", "encode", "screen", "first_limit", "settle_queries", "scan"},
+    "topk_similarity": {"measure", "encode", "screen", "screen_wgmma", "first_limit", "settle_queries", "scan"},
     "factorized_embedding": {
         "count_digits", "accumulate", "place_tokens", "count_heads", "write_groups", "look_up", "sum_pieces",
         "add_pieces", "project", "multiply_transposed", "add_slices",
@@ -45,9 +45,18 @@ EMULATED = {
         or padding and float32 or range or around_it and float32
     """,
 }
-PRODUCTS = {"screen": "IMMA", "look_up": "HMMA", "project": "HMMA", "multiply_transposed": "HMMA"}
-REGISTERS = {"screen": 255, "scan": 80, "settle_queries": 80}  # the last two have many loads under way
-SPILLED = {"screen": 0, "look_up": 96, "project": 96, "multiply_transposed": 96}  # bytes a thread; 16 of the others
+PRODUCTS = {
+    "screen": "IMMA", "screen_wgmma": "IGMMA", "look_up": "HMMA", "project": "HMMA", "multiply_transposed": "HMMA",
+}  # fmt: skip
+REGISTERS = {"IMMA": 255, "IGMMA": 168, "HMMA": 168, "scan": 80, "settle_queries": 80}  # 64 of the others
+SPILLED = {
+    "screen": 0,
+    "screen_wgmma": 0,
+    "look_up": 96,
+    "project": 96,
+    "multiply_transposed": 96,
+}  # else 16 bytes
+WITHOUT_WGMMA = {"OFA_NO_WGMMA": "1"}  # as on all GPUs but those of compute capability 9.0
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 in_the_emulator = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the ops' own tests run these kernels on the GPU"
@@ -104,10 +113,12 @@ def _tested(emulated, *arguments, **environment):
 
 
 @in_the_emulator
-@pytest.mark.parametrize("op", KERNELS)
-def test_in_the_emulator(op, emulated):
+@pytest.mark.parametrize(
+    ("op", "environment"), [*((op, {}) for op in KERNELS), ("topk_similarity", WITHOUT_WGMMA)], ids=str
+)
+def test_in_the_emulator(op, environment, emulated):
     chosen = f"cuda and ({' '.join(EMULATED[op].split())})"
-    assert " passed" in _tested(emulated, f"tests/ops/test_{op}.py", "-k", chosen)
+    assert " passed" in _tested(emulated, f"tests/ops/test_{op}.py", "-k", chosen, **environment)
 
 
 @in_the_emulator
@@ -115,8 +126,12 @@ def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
     """Each instantiation, on a GPU with as much shared memory as an H100's, where long rows stay, too."""
     files = [f"tests/ops/test_{op}.py" for op in KERNELS]
     chosen = f"{gpu.SANITISED.format('cuda')} and not (more_candidates and 800)"  # which takes the emulator seconds
-    launched = tmp_path / "launched"
-    assert " passed" in _tested(emulated, *files, "-k", chosen, OFA_LAUNCHED=str(launched), OFA_SHARED_KIB="227")
+    launched = set()
+    for case, environment in enumerate(({}, WITHOUT_WGMMA)):
+        said = tmp_path / str(case)
+        environment = environment | {"OFA_LAUNCHED": str(said), "OFA_SHARED_KIB": "227"}
+        assert " passed" in _tested(emulated, *files[: len(files) - case], "-k", chosen, **environment)
+        launched |= set(said.read_text().split())
     names = {}
     for line in subprocess.check_output(["nm", "--defined-only", emulated], text=True).splitlines():
         address, _, symbol = line.split()
@@ -124,7 +139,7 @@ def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
             names[int(address, 16)] = symbol
     kernels = {symbol for symbol in names.values() if _plain(symbol) in set().union(*KERNELS.values())}
     assert {_plain(symbol) for symbol in kernels} == set().union(*KERNELS.values())
-    assert {names[int(line, 16)] for line in launched.read_text().split()} == kernels
+    assert {names[int(line, 16)] for line in launched} == kernels
 
 
 def test_settling_candidates(tmp_path):
@@ -236,7 +251,7 @@ def test_what_kernels_take_of_a_processor(record_property):
             registers, stack, shared, local = map(int, match.groups())
             found[architecture].add(name)
             record_property(f"{name} {architecture}", f"{registers} registers, {stack} B spilled, {shared} B shared")
-            assert registers <= REGISTERS.get(name, 168 if PRODUCTS.get(name) == "HMMA" else 64), name
+            assert registers <= REGISTERS.get(PRODUCTS.get(name, name), 64), name
             assert stack + local <= SPILLED.get(name, 16), name
             assert shared <= 48 << 10, name
     known = {"nothing"}.union(*KERNELS.values())  # which check_device looks for
@@ -255,13 +270,15 @@ def test_instructions():
             architectures.add(match[1])
         elif match := re.search(r"Function : (\w+)", line):
             name = _plain(match[1])
-        for kind in ("IMMA", "HMMA"):
+        for kind in REGISTERS:
             products[name, kind] += f" {kind}." in line
         assert not re.search(r"\b(ATOM|ATOMS|ATOMG|RED)\S*\.F(16|32|64|TZ)", line), line
     used = {key: count for key, count in products.items() if count}
-    assert used.keys() == set(PRODUCTS.items())
+    hopper = "sm_90a" in architectures  # the only one that has these
+    assert used.keys() == {pair for pair in PRODUCTS.items() if hopper or pair[1] != "IGMMA"}
     # its four kernels, each two steps of 32 products
     assert used["screen", "IMMA"] == 4 * 64 * len(architectures)
+    assert used.get(("screen_wgmma", "IGMMA"), 0) == 2 * 2 * hopper
 
 
 @with_module
