@@ -14,7 +14,7 @@ constexpr int64_t deepest = 1 << 16;  // for which sums of products of codes sta
 constexpr int64_t most_of_scan = 1024;
 constexpr int64_t most_seeds = 512;  // whose lows a warp has in shared memory
 constexpr int most_splits = 16;
-constexpr int64_t most_listed = 1 << 26;  // candidates of a slab
+constexpr int64_t most_listed = 1 << 27;  // candidates of a slab
 constexpr int64_t scan_blocks = 1024;
 #ifndef OFA_SLAB  // tests have small ones
 #  define OFA_SLAB 65536
@@ -52,9 +52,9 @@ struct Plan {
     const int64_t whole = keys / key_tile;
     screened = depth > 0 && depth <= deepest && k <= most_neighbors && whole >= k && queries * keys >= 1 << 15;
     tiles = static_cast<int>(ceil_div<int64_t>(keys, key_tile));
-    // A sixteenth, looked at twice: three rounds are enough then, and another would cost more.
+    // A sixteenth: three rounds are enough then, and another would cost more.
     seeds = static_cast<int>(std::min(whole, std::max(std::min(whole / 16, most_seeds), 2 * k)));
-    const int room = std::clamp(power_of_2(static_cast<int>(std::min<int64_t>(k, most_neighbors)) * 64), 1024, 4096);
+    const int room = std::clamp(power_of_2(static_cast<int>(std::min<int64_t>(k, most_neighbors)) * 128), 1024, 4096);
     kept = k <= 32 ? 512 : 1024;
     const int64_t at_once = std::min({most_of_slab, processors, most_listed / room / query_tile});
     const int64_t query_tiles = ceil_div<int64_t>(queries, query_tile);
@@ -138,7 +138,9 @@ class Search {
   }
 
   void screen_tiles(const Codes& codes, int64_t query_tiles, int begin, int end, bool for_lows) const {
-    const Range range{begin, end, ceil_div(end - begin, plan_.splits)};
+    // Seeds are taken from all over the keys, whose order may mean something.
+    const int stride = for_lows ? static_cast<int>(problem_.keys / key_tile / plan_.seeds) : 1;
+    const Range range{begin, end, ceil_div(end - begin, plan_.splits), stride};
     const dim3 grid(query_tiles, plan_.splits);
     float* const lows = for_lows ? scratch_.lows.of(0) : nullptr;
     if (stages_) {
@@ -170,8 +172,8 @@ class Search {
     const int groups = 2 * plan_.seeds;
     launch_warps("first_limit", first_limit, count, groups * sizeof(uint32_t), scratch_.lows.of(0), groups, norms,
                  count, problem_.k, bounds, scratch_.kept_counts.of(0));
-    // The first keys again, and then four times as many in each round, with a limit from all before it: a round lists a
-    // few times k keys.
+    // As many keys as that limit came from, and then four times those before in each round, with a limit from all of
+    // them: a round lists a few times k keys.
     for (int begin = 0, end; begin < plan_.tiles; begin = end) {
       end = static_cast<int>(std::min<int64_t>(plan_.tiles, begin ? 4 * static_cast<int64_t>(begin) : plan_.seeds));
       if (plan_.tiles - end < end / 2) end = plan_.tiles;

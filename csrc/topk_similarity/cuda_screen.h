@@ -72,9 +72,10 @@ struct Codes {
   int64_t key_count;
 };
 
-// Key tiles [begin, end), `per_split` of them to each blockIdx.y.
+// Key tiles [begin, end), `per_split` of them to each blockIdx.y; or of all tiles those that are multiples of `stride`.
 struct Range {
-  int begin, end, per_split;
+  int begin, end, per_split, stride;
+  __device__ int64_t tile(int number) const { return static_cast<int64_t>(number) * stride; }
 };
 
 // lows, if not null: [queries][2 (end - begin)], each query's largest lower bound among 64 keys. Else lists:
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(screen_threads, 1)
     if (next_tile < end_tile) {
       uint8_t* const to = stage + next_stage * stage_bytes;
       const int from = next_step * key_bytes, bytes = min(key_bytes, tile_bytes - from);
-      load(to, codes.keys + static_cast<int64_t>(next_tile) * tile_bytes + from, bytes);
+      load(to, codes.keys + range.tile(next_tile) * tile_bytes + from, bytes);
       if (!resident)
         for (int i = 0; i < query_parts; ++i) load(to + (i + 1) * key_bytes, queries + i * tile_bytes + from, bytes);
       if (++next_step == steps) next_step = 0, ++next_tile;
@@ -156,7 +157,7 @@ __global__ void __launch_bounds__(screen_threads, 1)
     now = now + 1 == ring ? 0 : now + 1;
     if (++step < steps) continue;
 
-    const KeyTile at = codes.tiles[tile];
+    const KeyTile at = codes.tiles[range.tile(tile)];
 #pragma unroll
     for (int m = 0; m < 4; ++m)
 #pragma unroll
@@ -186,7 +187,7 @@ __global__ void __launch_bounds__(screen_threads, 1)
         for (int n = 0; n < 16; ++n) {
           const int32_t product = sum[m][n / 2][2 * half + n % 2];
           if (product < lowest) continue;
-          const int64_t key = static_cast<int64_t>(tile) * key_tile + warp_column + n / 2 * 8 + lane % 4 * 2 + n % 2;
+          const int64_t key = range.tile(tile) * key_tile + warp_column + n / 2 * 8 + lane % 4 * 2 + n % 2;
           if (key >= codes.key_count) continue;
           const int place = atomicAdd(&found[row * list_parts + part], 1);
           if (place < capacity)

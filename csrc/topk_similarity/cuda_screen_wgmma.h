@@ -79,15 +79,15 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
     arrive_for_bytes(&held, multipliers * tile_bytes);
     for (int i = 0; i < multipliers; ++i)
       copy_bulk(queries + i * tile_bytes, codes.queries + first_query * padded + i * tile_bytes, tile_bytes, &held);
-    const int8_t* from = codes.keys + static_cast<int64_t>(first_tile) * tile_bytes;
-    for (int tile = first_tile; tile < end_tile; ++tile)
+    for (int tile = first_tile; tile < end_tile; ++tile) {
+      const int8_t* const from = codes.keys + range.tile(tile) * tile_bytes;
       for (int step = 0; step < tile_bytes; step += key_bytes, next_stage()) {
         const int bytes = min(key_bytes, tile_bytes - step);
         wait_for_phase(empty + stage, round - 1);
         arrive_for_bytes(full + stage, bytes);
-        copy_bulk(stages + stage * key_bytes, from, bytes, full + stage);
-        from += bytes;
+        copy_bulk(stages + stage * key_bytes, from + step, bytes, full + stage);
       }
+    }
     return;
   }
 
@@ -111,7 +111,7 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   int32_t sum[down][64];
   if (first_tile < end_tile) wait_for_phase(&held, 0);
   for (int tile = first_tile; tile < end_tile; ++tile) {
-    const KeyTile at = codes.tiles[tile];
+    const KeyTile at = codes.tiles[range.tile(tile)];
     if (in_turns) wait_for_phase(turn + group, tile - first_tile + group - 1);
     int before = 0;
     for (int slice = 0; slice < slices; ++slice) {
@@ -174,7 +174,7 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
         reached = reached || most[i][0] >= lowest[i];
       }
       if (!reached) continue;
-      const uint32_t first_key = static_cast<uint32_t>(tile) * key_tile + lane % 4 * 2;
+      const uint32_t first_key = static_cast<uint32_t>(range.tile(tile)) * key_tile + lane % 4 * 2;
       const bool whole = first_key + key_tile <= key_count;
       uint32_t hits[rows];
 #  pragma unroll
