@@ -12,7 +12,7 @@ namespace {
 
 constexpr int64_t deepest = 1 << 16;  // for which sums of products of codes stay below 2^31, and roundings small
 constexpr int64_t most_of_scan = 1024;
-constexpr int64_t most_seeds = 512;  // whose lows are sorted in shared memory
+constexpr int64_t most_seeds = 512;  // whose lows a warp has in shared memory
 constexpr int most_splits = 16;
 constexpr int64_t most_listed = 1 << 27;  // candidates of a slab
 constexpr int64_t scan_blocks = 1024;
@@ -52,7 +52,7 @@ struct Plan {
     const int64_t whole = keys / key_tile;
     screened = depth > 0 && depth <= deepest && k <= most_neighbors && whole >= k && queries * keys >= 1 << 15;
     tiles = static_cast<int>(ceil_div<int64_t>(keys, key_tile));
-    // A sixteenth, looked at twice: two rounds are enough then, and a third would cost more, in sorting.
+    // A sixteenth: three rounds are enough then, and another would cost more.
     seeds = static_cast<int>(std::min(whole, std::max(std::min(whole / 16, most_seeds), 2 * k)));
     const int room = std::clamp(power_of_2(static_cast<int>(std::min<int64_t>(k, most_neighbors)) * 128), 1024, 4096);
     kept = k <= 32 ? 512 : 1024;
@@ -80,7 +80,7 @@ struct Scratch {
       : query_norms(memory, queries),
         key_norms(memory, keys),
         largest(memory, 2),
-        overflows(memory, slab),
+        overflows(memory, slab ? queries : 0),
         overflow_count(memory, 1),
         query_codes(memory, slab * plan.padded),
         key_codes(memory, slab ? plan.padded * plan.tiles * key_tile : 0),
@@ -117,8 +117,10 @@ class Search {
     queue_.launch("encode", encode<T, true>, dim3(plan_.tiles), encode_threads, 0, keys_, problem_.keys, problem_.depth,
                   static_cast<int>(plan_.padded), scratch_.key_norms.of(0), problem_.norms.cosine ? nullptr : unit,
                   scratch_.key_codes.of(0), scratch_.tiles.of(0), nullptr);
+    queue_.fill(scratch_.overflow_count.of(0), 0, sizeof(int32_t));
     for (int64_t first = 0; first < problem_.queries; first += plan_.slab)
       search(first, std::min(plan_.slab, problem_.queries - first), unit);
+    scan_all(scratch_.overflows.of(0), scratch_.overflow_count.of(0), problem_.queries);
   }
 
  private:
@@ -156,10 +158,7 @@ class Search {
 
   void search(int64_t first, int64_t count, const double* unit) const {
     const int64_t query_tiles = ceil_div<int64_t>(count, query_tile);
-    const dim3 queries(count);
-    const int k = problem_.k, groups = 2 * plan_.seeds;
     QueryBound* const bounds = scratch_.bounds.of(0);
-    int32_t* const kept_counts = scratch_.kept_counts.of(0);
     const double* const norms = scratch_.query_norms.of(0) + first;
     const double* const no_unit = nullptr;
     KeyTile* const no_tiles = nullptr;
@@ -170,25 +169,34 @@ class Search {
     const Codes codes{scratch_.query_codes.of(0), scratch_.key_codes.of(0),       bounds,
                       scratch_.tiles.of(0),       static_cast<int>(plan_.padded), problem_.keys};
     screen_tiles(codes, query_tiles, 0, plan_.seeds, true);
-    queue_.launch("first_limit", first_limit, queries, settle_threads, power_of_2(groups) * sizeof(uint64_t),
-                  scratch_.lows.of(0), groups, norms, k, bounds, kept_counts);
-    // Each round has four times the keys before it, and a limit from all of those: a round lists a few times k keys.
-    const int64_t room = power_of_2(plan_.kept + plan_.lists * plan_.listed);
+    const int groups = 2 * plan_.seeds;
+    launch_warps("first_limit", first_limit, count, groups * sizeof(uint32_t), scratch_.lows.of(0), groups, norms,
+                 count, problem_.k, bounds, scratch_.kept_counts.of(0));
+    // As many keys as that limit came from, and then four times those before in each round, with a limit from all of
+    // them: a round lists a few times k keys.
     for (int begin = 0, end; begin < plan_.tiles; begin = end) {
-      end = static_cast<int>(std::min<int64_t>(plan_.tiles, 4 * static_cast<int64_t>(begin ? begin : plan_.seeds)));
+      end = static_cast<int>(std::min<int64_t>(plan_.tiles, begin ? 4 * static_cast<int64_t>(begin) : plan_.seeds));
       if (plan_.tiles - end < end / 2) end = plan_.tiles;
       screen_tiles(codes, query_tiles, begin, end, false);
-      queue_.launch("tighten", tighten, queries, settle_threads, room * sizeof(uint64_t), scratch_.lists.of(0),
-                    scratch_.counts.of(0), plan_.lists, plan_.listed, scratch_.tiles.of(0), k, bounds,
-                    scratch_.kept.of(0), kept_counts, plan_.kept);
+      settle(first, count, unit, end == plan_.tiles);
     }
+  }
 
-    queue_.fill(scratch_.overflow_count.of(0), 0, sizeof(int32_t));
-    const int pairs = rescore_room(k);
-    queue_.launch("rescore", rescore<T>, queries, settle_threads, pairs * (sizeof(double) + sizeof(int32_t)), queries_,
-                  keys_, problem_, first, unit, scratch_.kept.of(0), kept_counts, plan_.kept, pairs,
-                  scratch_.overflows.of(0), scratch_.overflow_count.of(0));
-    scan_all(scratch_.overflows.of(0), scratch_.overflow_count.of(0), count);
+  void settle(int64_t first, int64_t count, const double* unit, bool last) const {
+    const Found found{scratch_.lists.of(0), scratch_.counts.of(0),      plan_.lists, plan_.listed,
+                      scratch_.kept.of(0),  scratch_.kept_counts.of(0), plan_.kept};
+    const SettleRoom room(plan_.lists, plan_.listed, plan_.kept);
+    launch_warps("settle_queries", settle_queries<T>, count, room.bytes, queries_, keys_, problem_, first, count, unit,
+                 found, room, last, scratch_.bounds.of(0), scratch_.overflows.of(0), scratch_.overflow_count.of(0));
+  }
+
+  // A warp for each query, as many in a block as share the memory that blocks have without asking, up to four.
+  template <class... Parameters, class... Arguments>
+  void launch_warps(const char* name, void (*kernel)(Parameters...), int64_t count, int64_t shared,
+                    Arguments... arguments) const {
+    const int64_t warps = std::clamp<int64_t>((48 << 10) / shared, 1, settle_threads / 32);
+    queue_.launch(name, kernel, dim3(ceil_div(count, warps)), static_cast<int>(32 * warps), warps * shared,
+                  arguments...);
   }
 
   const Queue& queue_;

@@ -301,6 +301,25 @@ inline unsigned __ballot_sync(unsigned, bool mine) {
   for (int i = 0; i < 32; ++i) bits |= static_cast<unsigned>(all[i].value) << i;
   return bits;
 }
+inline void __syncwarp() { emulator::exchange("syncwarp", {}); }
+
+template <class Combine>
+unsigned reduce(const char* instruction, unsigned mine, const Combine& combine) {
+  emulator::Warp::Deposit own{};
+  own.value = mine;
+  const auto* const all = emulator::exchange(instruction, own);
+  unsigned total = static_cast<unsigned>(all[0].value);
+  for (int i = 1; i < 32; ++i) total = combine(total, static_cast<unsigned>(all[i].value));
+  return total;
+}
+inline unsigned __reduce_add_sync(unsigned, unsigned mine) { return reduce("redux.add", mine, std::plus<unsigned>()); }
+inline unsigned __reduce_min_sync(unsigned, unsigned mine) {
+  return reduce("redux.min", mine, [](unsigned a, unsigned b) { return std::min(a, b); });
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned mine) {
+  return reduce("redux.max", mine, [](unsigned a, unsigned b) { return std::max(a, b); });
+}
+
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
 inline int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
 
@@ -332,6 +351,10 @@ To same_bits(From from) {
 }
 inline uint32_t __float_as_uint(float x) { return same_bits<uint32_t>(x); }
 inline float __uint_as_float(uint32_t x) { return same_bits<float>(x); }
+inline float __double2float_rd(double x) {
+  const float near = static_cast<float>(x);
+  return near > x ? std::nextafter(near, -HUGE_VALF) : near;
+}
 inline int __float2int_rd(float x) {
   if (x != x) return 0;
   const float low = std::floor(x);
