@@ -4,6 +4,7 @@
 #include <launch.h>  // these two in angle brackets, so that tests can put their own in front
 #include <ptx.h>
 
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -18,6 +19,20 @@ inline void check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // or the next call would report it again
   throw std::runtime_error(std::string(call) + " failed: " + cudaGetErrorString(error));
+}
+
+inline int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check(cudaDeviceGetAttribute(&value, which, device), "cudaDeviceGetAttribute");
+  return value;
+}
+
+// Of the GPU of this machine that has most.
+inline int most_processors() {
+  int devices = 0, most = 1;
+  check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
+  for (int i = 0; i < devices; ++i) most = std::max(most, attribute(cudaDevAttrMultiProcessorCount, i));
+  return most;
 }
 
 // Makes a tensor's device the current one, as long as it lives, and launches kernels on its current stream.
@@ -57,10 +72,15 @@ class Queue {
     if (bytes) check(cudaMemsetAsync(data, byte, bytes, stream_), "cudaMemsetAsync");
   }
 
-  int shared_memory() const {  // bytes that a block may have
-    int bytes = 0;
-    check(cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device_), "cudaDeviceGetAttribute");
-    return bytes;
+  int shared_memory() const { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device_); }  // of a block
+  int processors() const { return attribute(cudaDevAttrMultiProcessorCount, device_); }
+
+  // Registers of a thread, which tell what a kernel was compiled for where it has code for some GPUs only.
+  template <class... Parameters>
+  static int registers(void (*kernel)(Parameters...)) {
+    cudaFuncAttributes attributes;
+    check(cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel)), "cudaFuncGetAttributes");
+    return attributes.numRegs;
   }
 
  private:

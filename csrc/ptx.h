@@ -112,4 +112,103 @@ __device__ inline uint8_t* dynamic_shared() {
   return memory;
 }
 
+__device__ inline uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// What only GPUs of compute capability 9.0 have, in code that was compiled for them alone (sm_90a).
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#  define OFA_WARPGROUPS
+
+// A phase of a barrier in shared memory ends when `arrivals` threads have arrived and the bytes told have come.
+__device__ inline void start_barrier(uint64_t* barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
+}
+__device__ inline void publish_barriers() {  // to the copies, by the thread that started them
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ inline void arrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(barrier)) : "memory");
+}
+__device__ inline void arrive_for_bytes(uint64_t* barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(bytes)
+               : "memory");
+}
+// Until phase `number` has ended: of the numbers only the last bit is told apart. Before phase 0 was one that has
+// ended.
+__device__ inline void wait_for_phase(uint64_t* barrier, uint32_t number) {
+  uint32_t ended;
+  do
+    asm volatile(
+        "{\n.reg .pred p;\n"
+        "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+        "selp.u32 %0, 1, 0, p;\n}"
+        : "=r"(ended)
+        : "r"(shared_address(barrier)), "r"(number & 1)
+        : "memory");
+  while (!ended);
+}
+// A copy of a multiple of 16 bytes, both ends aligned to 16, whose bytes count for the barrier.
+__device__ inline void copy_bulk(void* shared, const void* global, int bytes, uint64_t* barrier) {
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(shared)),
+               "l"(global), "r"(bytes), "r"(shared_address(barrier))
+               : "memory");
+}
+
+// Registers of each thread of a warpgroup, all of which must come here: at most, or at least, waiting for others to
+// give theirs.
+template <int count>
+__device__ void keep_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(count));
+}
+template <int count>
+__device__ void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
+}
+
+__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
+template <int pending>
+__device__ inline void wait_for_products() {  // all groups but the last `pending` ones have been computed
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+}
+// Without a branch, which would keep the work of different values apart.
+__device__ inline void store_if(bool condition, uint64_t* global, uint64_t value) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %0, 0;\n@p st.global.b64 [%1], %2;\n}" ::"r"(static_cast<int32_t>(condition)),
+      "l"(global), "l"(value)
+      : "memory");
+}
+
+// After the wait for a sum: that nothing which reads it is moved to before.
+__device__ inline void settle(int32_t (&s)[64]) {
+#  pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+r"(s[i])::"memory");
+}
+
+// sum[64, 128] = left[64, 32 bytes] right[128, 32 bytes]T, added to the sum if `add`; by four warps, whose first is a
+// multiple of 4. Lane i of warp w holds columns 8 j + 2 (i % 4) and the next one of rows 16 w + i / 4 (sum[4 j],
+// sum[4 j + 1]) and 8 rows further (sum[4 j + 2], sum[4 j + 3]).
+__device__ inline void multiply_tiles(int32_t (&s)[64], uint64_t left, uint64_t right, bool add) {
+  asm volatile(
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k32.s32.s8.s8 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "
+      "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "
+      "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "
+      "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "
+      "}, %64, %65, p;\n}"
+      : "+r"(s[0]), "+r"(s[1]), "+r"(s[2]), "+r"(s[3]), "+r"(s[4]), "+r"(s[5]), "+r"(s[6]), "+r"(s[7]), "+r"(s[8]),
+        "+r"(s[9]), "+r"(s[10]), "+r"(s[11]), "+r"(s[12]), "+r"(s[13]), "+r"(s[14]), "+r"(s[15]), "+r"(s[16]),
+        "+r"(s[17]), "+r"(s[18]), "+r"(s[19]), "+r"(s[20]), "+r"(s[21]), "+r"(s[22]), "+r"(s[23]), "+r"(s[24]),
+        "+r"(s[25]), "+r"(s[26]), "+r"(s[27]), "+r"(s[28]), "+r"(s[29]), "+r"(s[30]), "+r"(s[31]), "+r"(s[32]),
+        "+r"(s[33]), "+r"(s[34]), "+r"(s[35]), "+r"(s[36]), "+r"(s[37]), "+r"(s[38]), "+r"(s[39]), "+r"(s[40]),
+        "+r"(s[41]), "+r"(s[42]), "+r"(s[43]), "+r"(s[44]), "+r"(s[45]), "+r"(s[46]), "+r"(s[47]), "+r"(s[48]),
+        "+r"(s[49]), "+r"(s[50]), "+r"(s[51]), "+r"(s[52]), "+r"(s[53]), "+r"(s[54]), "+r"(s[55]), "+r"(s[56]),
+        "+r"(s[57]), "+r"(s[58]), "+r"(s[59]), "+r"(s[60]), "+r"(s[61]), "+r"(s[62]), "+r"(s[63])
+      : "l"(left), "l"(right), "r"(static_cast<int32_t>(add)));
+}
+#endif
+
 }  // namespace ofa

@@ -1,17 +1,29 @@
 // Rows as int8 codes for tensor cores, for cuda.cu. A row is scaled to a norm of at most 1 and turned by a fixed
-// orthogonal matrix: sign changes, then a Hadamard matrix on each 64 columns. That leaves every product as it is and
-// spreads large entries, so that one scale does for many. The turned row is scale * its codes to within `residual`.
+// orthogonal matrix: sign changes, then a Hadamard matrix on each 64 columns, the last of them 32 where those are
+// enough. That leaves every product as it is and spreads large entries, so that one scale does for many. The turned row
+// is scale * its codes to within `residual`.
+//
+// Codes lie as tensor cores read them: in tiles of 128 rows, of each the first 16 codes of all rows, then the next 16.
+// Eight rows of those are 128 bytes side by side, in different banks of shared memory; and any depth of a tile's rows
+// is one piece of memory.
 #pragma once
 
 #include "topk_similarity/cuda_exact.h"
 
 namespace ofa::topk_similarity {
 
-constexpr int turned = 64;  // columns that are turned together: as many codes as a row of a tile has
+constexpr int turned = 64, half_turned = turned / 2;  // columns that are turned together
 constexpr int query_tile = 256, key_tile = 128, encoded_at_once = 128, encode_threads = 256;
+constexpr int chunk = 16, chunk_bytes = encoded_at_once * chunk;  // of a tile
+
+// Of a code within its tile.
+__host__ __device__ constexpr int code_offset(int row, int column) {
+  return column / chunk * chunk_bytes + row * chunk + column % chunk;
+}
 
 struct alignas(16) KeyTile {
-  float scale, norm, residual, unused;  // the largest of its keys
+  float scale, norm, residual;  // the largest of its keys
+  float inverse;                // 1 / scale
 };
 
 // An upper bound of a score, in units of |query| times the keys' unit: product * scale * tile.scale + slack, where
@@ -21,7 +33,7 @@ struct alignas(16) QueryBound {
   float scale, slope, reach;
 };
 
-// Beyond the residuals: each turn loses at most 7 roundings, of 2^-24 of a row's norm; float32 bounds 8 more; the
+// Beyond the residuals: each turn loses at most 8 roundings, of 2^-24 of a row's norm; float32 bounds 8 more; the
 // float64 scores and norms nearly nothing.
 constexpr float rounding = 0x1p-19f;
 // What float32 sums of up to 65,536 squares may lose, and squares that underflow.
@@ -30,22 +42,23 @@ constexpr float residual_factor = 1.002f, residual_least = 1e-12f;
 // Signs that no data has: bits of a multiplicative hash of the column.
 __device__ inline float sign(int column) { return (column + 1) * 2654435761u >> 31 ? -1.0f : 1.0f; }
 
-// Columns [first + lane] and [first + lane + 32] of a row, scaled and turned; called by whole warps.
+// Columns [first + lane] and, if `whole`, [first + lane + 32] of a row, scaled and turned; called by whole warps.
 struct Pair {
   float a, b;
 };
 template <class T>
-__device__ Pair turn(const T* row, int64_t depth, int first, double factor, int lane) {
+__device__ Pair turn(const T* row, int64_t depth, int first, bool whole, double factor, int lane) {
   const int column = first + lane;
   Pair x{0, 0};
   if (column < depth) x.a = sign(column) * static_cast<float>(to_float(row[column]) * factor);
   if (column + 32 < depth) x.b = sign(column + 32) * static_cast<float>(to_float(row[column + 32]) * factor);
-  x = {x.a + x.b, x.a - x.b};
+  if (whole) x = {x.a + x.b, x.a - x.b};
   for (int step = 16; step > 0; step /= 2) {
     const float a = __shfl_xor_sync(all_threads, x.a, step), b = __shfl_xor_sync(all_threads, x.b, step);
     x = lane & step ? Pair{a - x.a, b - x.b} : Pair{a + x.a, b + x.b};
   }
-  return {x.a / 8, x.b / 8};
+  constexpr float root = 0.17677669529663689f;  // of 1/32
+  return whole ? Pair{x.a / 8, x.b / 8} : Pair{x.a * root, 0};
 }
 
 __device__ inline float code_of(float x, float scale) { return fminf(fmaxf(rintf(x / scale), -127.0f), 127.0f); }
@@ -69,13 +82,15 @@ __global__ void __launch_bounds__(encode_threads)
     const double factor = factor_of(row);
     float most = 0;
     for (int at = 0; at < padded; at += turned) {
-      const Pair x = turn(rows + (factor > 0 ? row : 0) * depth, factor > 0 ? depth : 0, at, factor, lane);
+      const bool whole = padded - at > half_turned;
+      const Pair x = turn(rows + (factor > 0 ? row : 0) * depth, factor > 0 ? depth : 0, at, whole, factor, lane);
       most = fmaxf(most, fmaxf(fabsf(x.a), fabsf(x.b)));
     }
     for (int step = 16; step > 0; step /= 2) most = fmaxf(most, __shfl_xor_sync(all_threads, most, step));
     if (lane == 0) scales[i] = most / 127;
   }
   __syncthreads();
+  int8_t* const tile = codes + first_row * padded;
   float of_all = 0;
   for (int i = 0; i < encoded_at_once; ++i) of_all = fmaxf(of_all, scales[i]);
 
@@ -85,11 +100,11 @@ __global__ void __launch_bounds__(encode_threads)
     const float largest = for_keys ? of_all : scales[i], scale = largest > 0 ? largest : 1.0f;
     float squares = 0;
     for (int at = 0; at < padded; at += turned) {
-      const Pair x = turn(rows + (factor > 0 ? row : 0) * depth, factor > 0 ? depth : 0, at, factor, lane);
+      const bool whole = padded - at > half_turned;
+      const Pair x = turn(rows + (factor > 0 ? row : 0) * depth, factor > 0 ? depth : 0, at, whole, factor, lane);
       const float a = code_of(x.a, scale), b = code_of(x.b, scale);
-      int8_t* const to = codes + row * padded + at + lane;
-      to[0] = static_cast<int8_t>(a);
-      to[32] = static_cast<int8_t>(b);
+      tile[code_offset(i, at + lane)] = static_cast<int8_t>(a);
+      if (whole) tile[code_offset(i, at + half_turned + lane)] = static_cast<int8_t>(b);
       const float lost_a = fmaf(-scale, a, x.a), lost_b = fmaf(-scale, b, x.b);
       squares = fmaf(lost_a, lost_a, fmaf(lost_b, lost_b, squares));
     }
@@ -108,12 +123,13 @@ __global__ void __launch_bounds__(encode_threads)
   if (!for_keys) return;
   __syncthreads();
   if (threadIdx.x) return;
-  KeyTile tile{of_all > 0 ? of_all : 1.0f, 0, 0, 0};
+  const float scale = of_all > 0 ? of_all : 1.0f;
+  KeyTile of_keys{scale, 0, 0, 1 / scale};
   for (int i = 0; i < encoded_at_once; ++i) {
-    tile.norm = fmaxf(tile.norm, sizes[i]);
-    tile.residual = fmaxf(tile.residual, residuals[i]);
+    of_keys.norm = fmaxf(of_keys.norm, sizes[i]);
+    of_keys.residual = fmaxf(of_keys.residual, residuals[i]);
   }
-  tiles[blockIdx.x] = tile;
+  tiles[blockIdx.x] = of_keys;
 }
 
 }  // namespace ofa::topk_similarity

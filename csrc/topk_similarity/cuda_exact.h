@@ -11,13 +11,33 @@ constexpr unsigned all_threads = 0xffffffff;
 constexpr int32_t no_key = 0x7fffffff;
 constexpr double least = -infinity;
 
-template <class T>
-__device__ double lane_sum(const T* a, const T* b, int64_t depth, int lane) {
-  double sum = 0;
-#pragma unroll 4
-  for (int64_t i = lane; i < depth; i += lanes)  // exact products, so that a fused addition changes nothing
-    sum = fma(static_cast<double>(to_float(a[i])), static_cast<double>(to_float(b[i])), sum);
-  return sum;
+// sums[r]: what this lane has of the product of `row` and rows[r]. Steps are loaded together, as each alone would wait
+// for memory; zeros behind the end change nothing, since no sum is -0.
+template <int count, class T>
+__device__ void lane_sums(double (&sums)[count], const T* row, const T* const (&rows)[count], int64_t depth, int lane) {
+  constexpr int steps = count < 4 ? 8 : 4, columns = steps * lanes;
+  const T* at[count];
+  row += lane;
+#pragma unroll
+  for (int r = 0; r < count; ++r) sums[r] = 0, at[r] = rows[r] + lane;
+  for (; depth > 0; depth -= columns) {
+    const int present = static_cast<int>(min(depth, static_cast<int64_t>(columns))) - lane;
+    T left[steps], right[count][steps];
+#pragma unroll
+    for (int s = 0; s < steps; ++s) {
+      left[s] = s * lanes < present ? row[s * lanes] : T{};
+#pragma unroll
+      for (int r = 0; r < count; ++r) right[r][s] = s * lanes < present ? at[r][s * lanes] : T{};
+    }
+#pragma unroll
+    for (int s = 0; s < steps; ++s)
+#pragma unroll
+      for (int r = 0; r < count; ++r)  // exact products, so that a fused addition changes nothing
+        sums[r] = fma(static_cast<double>(to_float(left[s])), static_cast<double>(to_float(right[r][s])), sums[r]);
+    row += columns;
+#pragma unroll
+    for (int r = 0; r < count; ++r) at[r] += columns;
+  }
 }
 
 // Lane j + 4 to lane j, j + 2 to j, 1 to 0; an addition's operands may change places.
@@ -30,11 +50,8 @@ __device__ inline double add_lanes(double sum) {
 struct Norms {
   const double *queries, *keys;
   bool cosine;
-  __device__ double score(double dot, int64_t query, int64_t key) const {
-    if (!cosine) return dot;
-    const double norms = queries[query] * keys[key];
-    return norms > 0 ? dot / norms : 0.0;
-  }
+  __device__ double product(int64_t query, int64_t key) const { return cosine ? queries[query] * keys[key] : 1.0; }
+  static __device__ double score(double dot, double product) { return product > 0 ? dot / product : 0.0; }
 };
 
 // norms[row], the largest of them as bits, which order as positive numbers do, and the first row that is not finite,
@@ -45,7 +62,9 @@ __global__ void measure(const T* rows, int64_t count, int64_t depth, double* nor
   const int64_t row = (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / lanes;
   const int lane = threadIdx.x % lanes;
   const T* const at = rows + (row < count ? row : 0) * depth;
-  const double squared = add_lanes(row < count ? lane_sum(at, at, depth, lane) : 0.0);
+  double sums[1];
+  lane_sums(sums, at, {at}, row < count ? depth : 0, lane);
+  const double squared = add_lanes(sums[0]);
   if (lane || row >= count) return;
   const double norm = sqrt(squared);
   norms[row] = norm;
@@ -118,7 +137,7 @@ inline int64_t scan_shared(int room) {
 // The k best of all keys, for the queries listed, or all where there is no list. A block takes four at a time, so that
 // a key's row comes out of the cache for all but the first.
 template <class T>
-__global__ void __launch_bounds__(scan_threads)
+__global__ void __launch_bounds__(scan_threads, 3)
     scan(const T* queries, const T* keys, Problem problem, const int32_t* list, const int32_t* listed, int room) {
   double* const scores = reinterpret_cast<double*>(dynamic_shared());
   int32_t* const found_keys = reinterpret_cast<int32_t*>(scores + scan_queries * room);
@@ -131,9 +150,11 @@ __global__ void __launch_bounds__(scan_threads)
   for (int64_t begin = static_cast<int64_t>(blockIdx.x) * scan_queries; begin < count;
        begin += static_cast<int64_t>(gridDim.x) * scan_queries) {
     int64_t query[scan_queries];
+    const T* rows[scan_queries];
     for (int i = 0; i < scan_queries; ++i) {
       const int64_t at = begin + i < count ? begin + i : begin;
       query[i] = list ? list[at] : at;
+      rows[i] = queries + query[i] * problem.depth;
     }
     __syncthreads();
     for (int i = threadIdx.x; i < scan_queries * room; i += blockDim.x) ranking(0).set(i, least, no_key);
@@ -143,16 +164,15 @@ __global__ void __launch_bounds__(scan_threads)
     for (int64_t first = 0; first < problem.keys; first += scan_keys) {
       for (int64_t key = first + group; key < first + scan_keys; key += scan_groups) {
         const bool present = key < problem.keys;
-        double mine = 0;
+        double sums[scan_queries], mine = 0;
+        lane_sums(sums, keys + (present ? key : 0) * problem.depth, rows, present ? problem.depth : 0, lane);
         for (int i = 0; i < scan_queries; ++i) {
-          const double dot = add_lanes(
-              present ? lane_sum(queries + query[i] * problem.depth, keys + key * problem.depth, problem.depth, lane)
-                      : 0.0);
+          const double dot = add_lanes(sums[i]);
           if (lane == i) mine = dot;
         }
         if (!present || lane >= scan_queries || begin + lane >= count) continue;
         const int64_t own = list ? list[begin + lane] : begin + lane;
-        const double score = problem.norms.score(mine, own, key);
+        const double score = Norms::score(mine, problem.norms.product(own, key));
         // A later key does not precede an equal one.
         if (score > threshold[lane])
           ranking(lane).set(k + atomicAdd(&found[lane], 1), score, static_cast<int32_t>(key));

@@ -28,7 +28,7 @@ gpu = importlib.import_module("benchmarks.gpu")
 
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 KERNELS = {
-    "topk_similarity": {"measure", "encode", "screen", "first_limit", "tighten", "rescore", "scan"},
+    "topk_similarity": {"measure", "encode", "screen", "screen_wgmma", "first_limit", "settle_queries", "scan"},
     "factorized_embedding": {
         "look_up", "begin_backward", "add_products", "add_pieces", "count_digits", "accumulate", "place_tokens",
         "count_heads", "number_rows",
@@ -45,8 +45,10 @@ EMULATED = {
         or padding and float32 or range or around_it and float32 or place or infinite
     """,
 }
-PRODUCTS = {"screen": "IMMA", "look_up": "HMMA", "begin_backward": "HMMA"}
-SPILLED = {"screen": 0, "begin_backward": 32}  # bytes a thread; 16 of the others
+PRODUCTS = {"screen": "IMMA", "screen_wgmma": "IGMMA", "look_up": "HMMA", "begin_backward": "HMMA"}
+REGISTERS = {"IMMA": 255, "IGMMA": 168, "HMMA": 128, "scan": 80, "settle_queries": 80}  # 64 of the others
+SPILLED = {"screen": 0, "screen_wgmma": 0, "begin_backward": 32}  # bytes a thread; 16 of the others
+WITHOUT_WGMMA = {"OFA_NO_WGMMA": "1"}  # as on all GPUs but those of compute capability 9.0
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 in_the_emulator = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the ops' own tests run these kernels on the GPU"
@@ -104,10 +106,12 @@ def _tested(emulated, *arguments, **environment):
 
 
 @in_the_emulator
-@pytest.mark.parametrize("op", KERNELS)
-def test_in_the_emulator(op, emulated):
+@pytest.mark.parametrize(
+    ("op", "environment"), [*((op, {}) for op in KERNELS), ("topk_similarity", WITHOUT_WGMMA)], ids=str
+)
+def test_in_the_emulator(op, environment, emulated):
     chosen = f"cuda and ({' '.join(EMULATED[op].split())})"
-    assert " passed" in _tested(emulated, f"tests/ops/test_{op}.py", "-k", chosen)
+    assert " passed" in _tested(emulated, f"tests/ops/test_{op}.py", "-k", chosen, **environment)
 
 
 @in_the_emulator
@@ -116,8 +120,12 @@ def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
     files = [f"tests/ops/test_{op}.py" for op in KERNELS]
     slow = "more_candidates and 800 or crowd"  # in the emulator
     chosen = f"{gpu.SANITISED.format('cuda')} and not ({slow})"
-    launched = tmp_path / "launched"
-    assert " passed" in _tested(emulated, *files, "-k", chosen, OFA_LAUNCHED=str(launched), OFA_SHARED_KIB="227")
+    launched = set()
+    for case, environment in enumerate(({}, WITHOUT_WGMMA)):
+        said = tmp_path / str(case)
+        environment = environment | {"OFA_LAUNCHED": str(said), "OFA_SHARED_KIB": "227"}
+        assert " passed" in _tested(emulated, *files[: len(files) - case], "-k", chosen, **environment)
+        launched |= set(said.read_text().split())
     names = {}
     for line in subprocess.check_output(["nm", "--defined-only", emulated], text=True).splitlines():
         address, _, symbol = line.split()
@@ -125,7 +133,21 @@ def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
             names[int(address, 16)] = symbol
     kernels = {symbol for symbol in names.values() if _plain(symbol) in set().union(*KERNELS.values())}
     assert {_plain(symbol) for symbol in kernels} == set().union(*KERNELS.values())
-    assert {names[int(line, 16)] for line in launched.read_text().split()} == kernels
+    assert {names[int(line, 16)] for line in launched} == kernels
+
+
+def test_settling_candidates(tmp_path):
+    """The kernels that follow the top-k search's screen, on lists that it writes seldom: full, lost, tied, empty."""
+    if not shutil.which("g++"):
+        pytest.skip("there is no g++")
+    options = ["-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    options += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-include", "cuda_runtime.h"]
+    options += [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", EMULATOR / "settle.cpp", "-o", tmp_path / "settle"]
+    subprocess.run(["g++", *options], check=True)
+    environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
+    done = subprocess.run([tmp_path / "settle"], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith(" cases\n")
 
 
 @in_the_emulator
@@ -223,7 +245,7 @@ def test_what_kernels_take_of_a_processor(record_property):
             registers, stack, shared, local = map(int, match.groups())
             found[architecture].add(name)
             record_property(f"{name} {architecture}", f"{registers} registers, {stack} B spilled, {shared} B shared")
-            assert registers <= (128 if PRODUCTS.get(name) == "HMMA" else 255 if name == "screen" else 64), name
+            assert registers <= REGISTERS.get(PRODUCTS.get(name, name), 64), name
             assert stack + local <= SPILLED.get(name, 16), name
             assert shared <= 49 << 10, name  # of which newer GPUs keep 1 KiB for themselves
     known = {"nothing"}.union(*KERNELS.values())  # which check_device looks for
@@ -242,13 +264,15 @@ def test_instructions():
             architectures.add(match[1])
         elif match := re.search(r"Function : (\w+)", line):
             name = _plain(match[1])
-        for kind in ("IMMA", "HMMA"):
+        for kind in REGISTERS:
             products[name, kind] += f" {kind}." in line
         assert not re.search(r"\b(ATOM|ATOMS|ATOMG|RED)\S*\.F(16|32|64|TZ)", line), line
     used = {key: count for key, count in products.items() if count}
-    assert used.keys() == set(PRODUCTS.items())
+    hopper = "sm_90a" in architectures  # the only one that has these
+    assert used.keys() == {pair for pair in PRODUCTS.items() if hopper or pair[1] != "IGMMA"}
     # its four kernels, each two steps of 32 products
     assert used["screen", "IMMA"] == 4 * 64 * len(architectures)
+    assert used.get(("screen_wgmma", "IGMMA"), 0) == 2 * 2 * hopper
 
 
 @with_module

@@ -32,7 +32,7 @@ def _forward_cuda(queries, keys, k, metric):
     (q, d), n = queries.shape, keys.shape[0]
     scores = queries.new_empty(q, k, dtype=torch.float32)
     indices = queries.new_empty(q, k, dtype=torch.int64)
-    report = queries.new_zeros(4, dtype=torch.int64)
+    report = (queries.new_empty if q else queries.new_zeros)(4, dtype=torch.int64)
     if q:
         scratch = workspace(_native.cuda.topk_similarity_workspace(q, n, d, k, 0), queries)
         _native.cuda.topk_similarity(
@@ -42,7 +42,7 @@ def _forward_cuda(queries, keys, k, metric):
             for name, row in zip(("queries", "keys"), report[2:].tolist(), strict=True):
                 if row >= 0:
                     raise ValueError(f"{name} must be finite, got NaN or infinity in row {row}")
-    return scores, indices, report[:2].clone()
+    return scores, indices, report[:2]
 
 
 def _cuda_limit(queries, keys, k, metric):

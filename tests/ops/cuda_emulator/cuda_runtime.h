@@ -12,6 +12,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <functional>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -32,7 +33,7 @@ struct Index {
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
-enum { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrComputeCapabilityMajor };
+enum cudaDeviceAttr { cudaDevAttrMaxSharedMemoryPerBlockOptin, cudaDevAttrMultiProcessorCount };
 inline int emulated_shared_memory() {  // that of a small GPU if OFA_SHARED_KIB does not say another's
   static const char* const kib = std::getenv("OFA_SHARED_KIB");
   return (kib ? std::atoi(kib) : 99) << 10;
@@ -42,10 +43,13 @@ inline const char* cudaGetErrorString(cudaError_t error) { return error ? "inval
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
 inline cudaError_t cudaSetDevice(int) { return cudaSuccess; }
-struct cudaFuncAttributes {};
-inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, const void*) { return cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, int, int) {
-  return *value = emulated_shared_memory(), cudaSuccess;
+struct cudaFuncAttributes {
+  int numRegs = 255;  // as if compiled for the GPU at hand, whatever that has
+};
+inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* own, const void*) { return *own = {}, cudaSuccess; }
+inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
+  return *value = which == cudaDevAttrMultiProcessorCount ? 7 : emulated_shared_memory(), cudaSuccess;
 }
 inline cudaError_t cudaMemsetAsync(void* data, int byte, size_t bytes, cudaStream_t) {
   return std::memset(data, byte, bytes), cudaSuccess;
@@ -61,6 +65,21 @@ namespace emulator {
 struct Copy {
   void* to;
   const void* from;
+  int bytes;
+};
+
+struct Product {  // of a warpgroup: what its operands and this thread's part of the sums are
+  int32_t (*sum)[64];
+  uint64_t left, right;
+  bool add;
+};
+
+// Copies and products that are under way happen when they are waited for, as late as they may.
+struct Barrier {
+  int arrivals = 0, arrived = 0;
+  int64_t bytes = 0;  // that are still to come in this phase
+  uint32_t phase = 0;
+  std::vector<Copy> copies;
 };
 
 struct Fiber {
@@ -68,8 +87,10 @@ struct Fiber {
   void* at[5];
   bool started = false, done = false;
   Index thread;
-  std::vector<std::vector<Copy>> groups;  // of asynchronous copies, which happen when they are waited for
+  std::vector<std::vector<Copy>> groups;
   std::vector<Copy> open;
+  std::vector<std::vector<Product>> product_groups;
+  std::vector<Product> open_products;
 };
 
 struct Warp {
@@ -93,6 +114,7 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<Warp> warps;
   std::unique_ptr<uint8_t[]> stacks;
+  std::map<const void*, Barrier> barriers;
   std::vector<uint8_t> memory;  // dynamic shared memory, exactly as much as was asked for
   uint8_t* shared = nullptr;
   ucontext_t outside;
@@ -178,11 +200,16 @@ inline void live() {
   Block& b = *block();
   Fiber& own = b.fibers[b.now];
   if (!own.open.empty() || !own.groups.empty()) fail("copies that nobody waits for");
+  if (!own.open_products.empty() || !own.product_groups.empty()) fail("products that nobody waits for");
   own.done = true;
   --b.alive;
   b.idle = 0;
   if (b.alive && b.waiting == b.alive) b.waiting = 0, ++b.barrier;
-  if (!b.alive) setcontext(&b.outside);
+  if (!b.alive) {
+    for (const auto& [_, barrier] : b.barriers)
+      if (!barrier.copies.empty()) fail("copies that nobody waits for");
+    setcontext(&b.outside);
+  }
   b.now = next_thread(b.threads);
   go_to(b.fibers[b.now]);
 }
@@ -192,6 +219,7 @@ inline void run_block(Block& b) {
   b.waiting = b.idle = 0;
   b.now = b.reverse ? b.threads - 1 : 0;
   b.warps.assign(b.threads / 32, Warp{});
+  b.barriers.clear();
   std::memset(b.shared, 0xff, b.memory.data() + b.memory.size() - b.shared);
   for (int i = 0; i < b.threads; ++i) {
     Fiber& f = b.fibers[i];
@@ -274,7 +302,26 @@ inline unsigned __ballot_sync(unsigned, bool mine) {
   return bits;
 }
 inline void __syncwarp() { emulator::exchange("syncwarp", {}); }
+
+template <class Combine>
+unsigned reduce(const char* instruction, unsigned mine, const Combine& combine) {
+  emulator::Warp::Deposit own{};
+  own.value = mine;
+  const auto* const all = emulator::exchange(instruction, own);
+  unsigned total = static_cast<unsigned>(all[0].value);
+  for (int i = 1; i < 32; ++i) total = combine(total, static_cast<unsigned>(all[i].value));
+  return total;
+}
+inline unsigned __reduce_add_sync(unsigned, unsigned mine) { return reduce("redux.add", mine, std::plus<unsigned>()); }
+inline unsigned __reduce_min_sync(unsigned, unsigned mine) {
+  return reduce("redux.min", mine, [](unsigned a, unsigned b) { return std::min(a, b); });
+}
+inline unsigned __reduce_max_sync(unsigned, unsigned mine) {
+  return reduce("redux.max", mine, [](unsigned a, unsigned b) { return std::max(a, b); });
+}
+
 inline int __popc(unsigned bits) { return __builtin_popcount(bits); }
+inline int __clz(unsigned bits) { return bits ? __builtin_clz(bits) : 32; }
 
 template <class T>
 T atomicAdd(T* at, T value) {
@@ -304,4 +351,13 @@ To same_bits(From from) {
 }
 inline uint32_t __float_as_uint(float x) { return same_bits<uint32_t>(x); }
 inline float __uint_as_float(uint32_t x) { return same_bits<float>(x); }
+inline float __double2float_rd(double x) {
+  const float near = static_cast<float>(x);
+  return near > x ? std::nextafter(near, -HUGE_VALF) : near;
+}
+inline int __float2int_rd(float x) {
+  if (x != x) return 0;
+  const float low = std::floor(x);
+  return low >= 0x1p31f ? INT32_MAX : low < -0x1p31f ? INT32_MIN : static_cast<int>(low);
+}
 inline long long __double_as_longlong(double x) { return same_bits<long long>(x); }

@@ -8,7 +8,7 @@ namespace ofa {
 inline void copy_async(void* shared, const void* global) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
     emulator::fail("a copy that is not aligned to 16 bytes");
-  emulator::fiber().open.push_back({shared, global});
+  emulator::fiber().open.push_back({shared, global, 16});
 }
 inline void commit_copies() {
   auto& fiber = emulator::fiber();
@@ -19,7 +19,7 @@ template <int pending>
 void wait_for_copies() {
   auto& groups = emulator::fiber().groups;
   while (groups.size() > pending) {
-    for (const auto& copy : groups.front()) std::memcpy(copy.to, copy.from, 16);
+    for (const auto& copy : groups.front()) std::memcpy(copy.to, copy.from, copy.bytes);
     groups.erase(groups.begin());
   }
 }
@@ -128,5 +128,109 @@ inline void multiply_bytes(int32_t (&sum)[4], const uint32_t (&left)[4], uint32_
 }
 
 inline uint8_t* dynamic_shared() { return emulator::block()->shared; }
+
+// Dynamic shared memory lies behind a kilobyte of other shared memory.
+constexpr uint32_t dynamic_from = 1024;
+inline uint32_t shared_address(const void* shared) {
+  return static_cast<uint32_t>(static_cast<const uint8_t*>(shared) - dynamic_shared()) + dynamic_from;
+}
+
+#define OFA_WARPGROUPS
+
+inline emulator::Barrier& barrier_at(uint64_t* at) {
+  const auto found = emulator::block()->barriers.find(at);
+  if (found == emulator::block()->barriers.end()) emulator::fail("a barrier that was not started");
+  return found->second;
+}
+inline void end_phase(emulator::Barrier& barrier) {
+  if (barrier.arrived < barrier.arrivals || barrier.bytes) return;
+  barrier.arrived = 0;
+  ++barrier.phase;
+  emulator::block()->idle = 0;
+}
+inline void start_barrier(uint64_t* at, int arrivals) {
+  if (reinterpret_cast<uintptr_t>(at) % 8) emulator::fail("a barrier that is not aligned to 8 bytes");
+  emulator::block()->barriers[at].arrivals = arrivals;
+}
+inline void publish_barriers() {}
+inline void arrive_for_bytes(uint64_t* at, int bytes) {
+  emulator::Barrier& barrier = barrier_at(at);
+  if (++barrier.arrived > barrier.arrivals) emulator::fail("more arrivals than a barrier expects");
+  barrier.bytes += bytes;
+  emulator::block()->idle = 0;
+  end_phase(barrier);
+}
+inline void arrive(uint64_t* at) { arrive_for_bytes(at, 0); }
+inline void copy_bulk(void* shared, const void* global, int bytes, uint64_t* at) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16)
+    emulator::fail("a copy that is not aligned to 16 bytes");
+  barrier_at(at).copies.push_back({shared, global, bytes});
+}
+inline void wait_for_phase(uint64_t* at, uint32_t number) {
+  emulator::Barrier& barrier = barrier_at(at);
+  const auto ended = [&] {
+    if ((barrier.phase & 1) != (number & 1)) return true;
+    for (const auto& copy : barrier.copies) std::memcpy(copy.to, copy.from, copy.bytes), barrier.bytes -= copy.bytes;
+    barrier.copies.clear();
+    end_phase(barrier);
+    return (barrier.phase & 1) != (number & 1);
+  };
+  emulator::wait_for(emulator::block()->threads, ended);
+}
+
+template <int count>
+void keep_registers() {
+  emulator::exchange("setmaxnreg", {});
+}
+template <int count>
+void take_registers() {
+  emulator::exchange("setmaxnreg", {});
+}
+
+inline void begin_products() { emulator::exchange("wgmma.fence", {}); }
+inline void commit_products() {
+  auto& fiber = emulator::fiber();
+  fiber.product_groups.push_back(std::move(fiber.open_products));
+  fiber.open_products.clear();
+}
+inline void multiply_tiles(int32_t (&sum)[64], uint64_t left, uint64_t right, bool add) {
+  emulator::exchange("wgmma", {});
+  emulator::fiber().open_products.push_back({&sum, left, right, add});
+}
+
+// 16 bytes of a row, as an operand's descriptor has them: 14 bits each of the address, and of the strides from one
+// 8 x 16-byte matrix to the next along the row and down the column, in units of 16 bytes; the rest, swizzling, is 0.
+inline const int8_t* operand_bytes(uint64_t operand, int row, int half) {
+  if (operand & ~0x00003fff3fff3fffull) emulator::fail("an operand with swizzling");
+  const auto field = [&](int from) { return static_cast<uint32_t>(operand >> from & 0x3fff) << 4; };
+  const uint32_t address = field(0) + half * field(16) + row / 8 * field(32) + row % 8 * 16;
+  return reinterpret_cast<const int8_t*>(dynamic_shared() + (address - dynamic_from));
+}
+inline void compute(const emulator::Product& product) {
+  const int lane = emulator::block()->now % 32, warp = emulator::block()->now / 32 % 4;
+  for (int i = 0; i < 64; ++i) {
+    const int row = 16 * warp + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    int32_t sum = product.add ? (*product.sum)[i] : 0;
+    for (int half = 0; half < 2; ++half) {
+      const int8_t* const a = operand_bytes(product.left, row, half);
+      const int8_t* const b = operand_bytes(product.right, column, half);
+      for (int j = 0; j < 16; ++j) sum += a[j] * b[j];
+    }
+    (*product.sum)[i] = sum;
+  }
+}
+template <int pending>
+void wait_for_products() {
+  emulator::exchange("wgmma.wait", {});
+  auto& groups = emulator::fiber().product_groups;
+  while (groups.size() > pending) {
+    for (const auto& product : groups.front()) compute(product);
+    groups.erase(groups.begin());
+  }
+}
+inline void store_if(bool condition, uint64_t* global, uint64_t value) {
+  if (condition) *global = value;
+}
+inline void settle(int32_t (&)[64]) {}
 
 }  // namespace ofa
