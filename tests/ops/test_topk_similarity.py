@@ -39,7 +39,7 @@ SHAPES = {  # Q, K, d, k
 }
 TILES = {  # what takes the CUDA kernels several tiles, rounds or stages
     "one round": (30, 1400, 20, 5),
-    "three rounds": (6, 7000, 20, 1),
+    "three rounds": (6, 6100, 20, 1),
     "long rows": (33, 1000, 200, 5),
     "rows too long to stay": (33, 1000, 800, 5),  # in a processor's shared memory, of which an H100 has 227 KiB
     "two slabs": (270, 400, 9, 3),
