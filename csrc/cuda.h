@@ -13,6 +13,7 @@
 namespace ofa {
 
 constexpr double infinity = __builtin_huge_val();
+constexpr unsigned all_threads = 0xffffffff;  // of a warp
 
 inline void check(cudaError_t error, const char* call) {
   if (error == cudaSuccess) return;

@@ -86,13 +86,17 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("truncated_svd_product", &ofa::truncated_svd::product, release());
 #endif
 
-#if defined(OFA_WITH_factorized_embedding)
+#if defined(OFA_WITH_factorized_embedding) && defined(OFA_CPU)
   module.def("factorized_embedding_forward_workspace", &ofa::factorized_embedding::forward_workspace);
   module.def("factorized_embedding_group_workspace", &ofa::factorized_embedding::group_workspace);
   module.def("factorized_embedding_backward_workspace", &ofa::factorized_embedding::backward_workspace);
   module.def("factorized_embedding_group", &ofa::factorized_embedding::group, release());
   module.def("factorized_embedding_forward", &ofa::factorized_embedding::forward, release());
   module.def("factorized_embedding_backward", &ofa::factorized_embedding::backward, release());
+#elif defined(OFA_WITH_factorized_embedding)
+  module.def("factorized_embedding_forward", &ofa::factorized_embedding::cuda_forward, release());
+  module.def("factorized_embedding_backward_workspace", &ofa::factorized_embedding::cuda_backward_workspace);
+  module.def("factorized_embedding_backward", &ofa::factorized_embedding::cuda_backward, release());
 #endif
 
 #if defined(OFA_WITH_factorized_cross_entropy)

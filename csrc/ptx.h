@@ -25,6 +25,20 @@ __device__ inline void load_matrices(uint32_t (&word)[4], const void* row) {
                : "memory");
 }
 
+// The same of matrices that lie on their side: the lane gets rows 2 (i % 4) and the next one, of column i / 4 of each.
+__device__ inline void load_matrices_transposed(uint32_t (&word)[4], const void* row) {
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(word[0]), "=r"(word[1]), "=r"(word[2]), "=r"(word[3])
+               : "r"(from)
+               : "memory");
+}
+
+// 16 bytes of zeros, aligned to them, that push nothing out of the second-level cache that is used again.
+__device__ inline void write_zeros(void* to) {
+  asm volatile("st.global.cs.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(to), "r"(0) : "memory");
+}
+
 struct Half {
   uint16_t bits;
 };

@@ -41,6 +41,12 @@ def one_thread():
     torch.set_num_threads(before)
 
 
+@pytest.fixture
+def told_at_once(monkeypatch):
+    """A call on a GPU waits, and tells of its own wrong ids."""
+    monkeypatch.setattr("ofa_fast.ops._reports.IMMEDIATE", True)
+
+
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -5,106 +5,154 @@
 #include "factorized_embedding/cuda_product.h"
 #include "factorized_embedding/cuda_sums.h"
 #include "factorized_embedding/factorized_embedding.h"
+#include "report.h"
 #include "workspace.h"
 
 namespace ofa::factorized_embedding {
 namespace {
 
-constexpr int slices = 16;  // of the ids, whose parts of the basis' gradient are summed apart and then added in order
 constexpr int64_t most_rows = std::numeric_limits<int32_t>::max();
+static_assert(group_threads == product_threads && sort_bytes <= product_bytes && report_bytes <= product_bytes);
 
+// The first block looks for wrong ids where there is a report, all others multiply.
 template <class T>
-struct Rows {  // of the result: as they are, or each in its place
-  T* data;
-  int64_t width, count;
-  const int64_t* index;
-  __device__ void operator()(int64_t row, int64_t column, float a, float b) const {
-    if (row >= count) return;
-    T* const to = data + (index ? index[row] : row) * width + column;
-    struct alignas(2 * sizeof(T)) Pair {
-      T a, b;
-    };
-    if (column + 1 < width && reinterpret_cast<uintptr_t>(to) % sizeof(Pair) == 0) {
-      *reinterpret_cast<Pair*>(to) = {from_float<T>(a), from_float<T>(b)};
-      return;
-    }
-    if (column < width) to[0] = from_float<T>(a);
-    if (column + 1 < width) to[1] = from_float<T>(b);
+__global__ void __launch_bounds__(product_threads, 2)
+    look_up(Lines<T> coordinates, Lines<T> basis, Rows<T> out, int64_t* report) {
+  __shared__ __align__(128) uint8_t memory[product_bytes];
+  int64_t block = blockIdx.x;
+  if (report && block-- == 0) {
+    const auto wrong = [&](int64_t id) { return id < 0 || id >= coordinates.vocabulary; };
+    report_wrong(memory, coordinates.ids, out.count, coordinates.vocabulary, wrong, report);
+    return;
+  }
+  const int64_t columns = ceil_div<int64_t>(out.width, block_columns);
+  multiply_lines<T, false, true>(memory, coordinates, block / columns * block_rows<T>, basis,
+                                 block % columns * block_columns, 0, basis.count, out);
+}
+
+// Products [rows, columns] of one depth each, or of slices of it, one behind the other.
+template <class T>
+struct Product {
+  Lines<T> left, right;
+  Rows<float> out;
+  int64_t depth, slice, slices;
+  __host__ __device__ int64_t columns() const { return ceil_div<int64_t>(out.width, block_columns); }
+  __host__ __device__ int64_t tiles() const { return ceil_div<int64_t>(out.count, block_rows<T>) * columns(); }
+  int64_t blocks() const { return slices * tiles(); }
+
+  template <bool along>
+  __device__ void multiply(uint8_t* memory, int64_t block) const {
+    const int64_t tile = block % tiles(), begin = block / tiles() * slice, end = min(depth, begin + slice);
+    Rows<float> to = out;
+    to.data += block / tiles() * ceil_div<int64_t>(out.count * out.stride, 4) * 4;
+    multiply_lines<T, along, along>(memory, left, tile / columns() * block_rows<T>, right,
+                                    tile % columns() * block_columns, begin, end, to);
   }
 };
 
+struct Zeros {
+  static constexpr int64_t each = 256 << 10;  // bytes of a block
+  uint8_t* data;
+  int64_t bytes;
+  int64_t blocks() const { return ceil_div(bytes, each); }
+  __device__ void write(int64_t block) const {
+    const int64_t end = min(bytes, (block + 1) * each);
+    for (int64_t at = block * each + 16 * threadIdx.x; at < end; at += 16 * product_threads)
+      if (at + 16 <= end)
+        write_zeros(data + at);
+      else
+        for (int64_t i = at; i < end; ++i) data[i] = 0;
+  }
+};
+
+// All that a backward pass begins with and that needs nothing else: the first block sorts, of the others every so
+// manieth writes zeros, which takes the memory's time, and the rest multiplies, which takes the tensor cores'.
 template <class T>
-__global__ void __launch_bounds__(product_threads, 3) look_up(Lines<T> coordinates, Lines<T> basis, Rows<T> out) {
-  multiply_lines<T, false, true>(coordinates, basis, 0, basis.count, out);
+struct Work {
+  Sorting sorting;
+  Zeros zeros;
+  Product<T> project, basis;  // projected[t] = grad_out[t] basisT, and slices of coordinates[ids]T grad_out
+  int64_t zero_blocks, project_blocks, blocks;  // blocks: but the one that sorts
+};
+
+template <class T>
+__global__ void __launch_bounds__(product_threads, 2) begin_backward(Work<T> work) {
+  __shared__ __align__(128) uint8_t memory[product_bytes];
+  int64_t block = blockIdx.x;
+  if (work.sorting.wanted && block-- == 0) {
+    sort_tokens(memory, work.sorting);
+    return;
+  }
+  const int64_t zeros = block * work.zero_blocks / work.blocks;  // among the blocks before
+  if ((block + 1) * work.zero_blocks / work.blocks > zeros) {
+    work.zeros.write(zeros);
+    return;
+  }
+  block -= zeros;
+  if (block < work.project_blocks)
+    work.project.template multiply<false>(memory, block);
+  else
+    work.basis.template multiply<true>(memory, block - work.project_blocks);
 }
 
-// G basisT, for the rows of the ids that occur.
+int64_t blocks_of(int64_t tokens) { return ceil_div<int64_t>(tokens, tile_tokens); }
+
+int64_t round_up(int64_t count, int64_t multiple) { return ceil_div(count, multiple) * multiple; }
+
+// Slices of the tokens that the basis' gradient is summed in: enough blocks for a GPU, and tokens for a block.
 template <class T>
-__global__ void __launch_bounds__(product_threads, 3)
-    project(Lines<float> sums, Lines<T> basis, Rows<T> out, const int64_t* ids) {
-  sums.count = out.count = *ids;
-  if (static_cast<int64_t>(blockIdx.x) * block_side >= sums.count) return;
-  multiply_lines<float, false, false>(sums, basis, 0, basis.width, out);
+int64_t slices_of(int64_t tokens, int64_t rank, int64_t width) {
+  constexpr int64_t enough = 384, least = 256, most = 16;
+  const int64_t tiles = ceil_div<int64_t>(rank, block_rows<T>) * ceil_div<int64_t>(width, block_columns);
+  const int64_t wanted = std::min(ceil_div(enough, std::max<int64_t>(1, tiles)), ceil_div(tokens, least));
+  return std::clamp<int64_t>(wanted, 1, most);
 }
 
-// partial[slice] = coordinates[ids]T G over the ids of one slice.
-template <class T>
-__global__ void __launch_bounds__(product_threads, 3)
-    multiply_transposed(Lines<T> coordinates, Lines<float> sums, Rows<float> partial, const int64_t* ids) {
-  const int64_t each = ceil_div<int64_t>(*ids, slices), begin = blockIdx.z * each, end = min(begin + each, *ids);
-  coordinates.count = sums.count = end;
-  partial.data += blockIdx.z * partial.count * partial.width;
-  multiply_lines<float, true, true>(coordinates, sums, begin, end, partial);
-}
-
-constexpr int add_threads = 256;
-template <class T>
-__global__ void __launch_bounds__(add_threads) add_slices(const float* partial, int64_t count, T* out) {
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * add_threads + threadIdx.x;
-  if (i >= count) return;
-  float sum = partial[i];
-  for (int slice = 1; slice < slices; ++slice) sum += partial[slice * count + i];
-  out[i] = from_float<T>(sum);
-}
-
-int64_t blocks_of(int64_t tokens) { return std::max<int64_t>(1, ceil_div<int64_t>(tokens, tile_tokens)); }
-
-struct GroupScratch {
+struct Scratch {
+  int64_t stride;  // of a projected row
   Workspace::Array<uint32_t> keys;
-  Workspace::Array<int32_t> order, counts;
-  GroupScratch(Workspace& memory, int64_t tokens)
-      : keys(memory, tokens, 2), order(memory, tokens, 2), counts(memory, radix * blocks_of(tokens)) {}
+  Workspace::Array<int32_t> order, rows, counts;
+  Workspace::Array<float> projected, partial, slices;
+  Scratch(Workspace& memory, int64_t tokens, int64_t rank, int64_t width, int64_t slice_count)
+      : stride(round_up(rank, 4)),
+        keys(memory, tokens, 2),
+        order(memory, tokens, 2),
+        rows(memory, tokens),
+        counts(memory, radix * blocks_of(tokens)),
+        projected(memory, tokens * stride),
+        partial(memory, 2 * ceil_div<int64_t>(tokens, piece) * stride),
+        slices(memory, slice_count * round_up(rank * width, 4)) {}
 };
 
-struct BackwardScratch {
-  Workspace::Array<float> sums, partial, slice_sums;
-  BackwardScratch(Workspace& memory, int64_t tokens, int64_t distinct, int64_t rank, int64_t width)
-      : sums(memory, distinct * width),
-        partial(memory, 2 * ceil_div<int64_t>(tokens, piece) * width),
-        slice_sums(memory, slices * rank * width) {}
-};
-
-dim3 blocks_for(int64_t rows, int64_t columns, int64_t depth = 1) {
-  return dim3(ceil_div<int64_t>(rows, block_side), ceil_div<int64_t>(columns, block_side), depth);
+// Sorts what is too much for one block.
+void sort(const Queue& queue, const Sorting& sorting, int32_t* counts) {
+  Tokens from = sorting.from;
+  const int64_t tokens = from.count, blocks = blocks_of(tokens);
+  for (int pass = 0; pass < sorting.passes.count; ++pass) {
+    const Sorted& to = (sorting.passes.count - pass) % 2 ? sorting.to : sorting.spare;
+    const int shift = 8 * pass;
+    queue.launch("count_digits", count_digits, dim3(blocks), group_threads, 0, from, shift, counts);
+    queue.launch("accumulate", accumulate, dim3(1), group_threads, 0, counts, radix * blocks);
+    queue.launch("place_tokens", place_tokens, dim3(blocks), group_threads, 0, from, shift, counts, to.keys, to.order);
+    from = Tokens{nullptr, to.keys, to.order, tokens, from.vocabulary, from.padding_idx};
+  }
+  if (!sorting.to.rows) return;
+  queue.launch("count_heads", count_heads, dim3(blocks), group_threads, 0, sorting.to, counts);
+  queue.launch("accumulate", accumulate, dim3(1), group_threads, 0, counts, blocks);
+  queue.launch("number_rows", number_rows, dim3(blocks), group_threads, 0, sorting.to, counts);
 }
 
 }  // namespace
 
-int64_t forward_workspace(int64_t, int64_t, int64_t, int) { return 0; }
-
-int64_t group_workspace(int64_t tokens) {
+int64_t cuda_backward_workspace(int64_t tokens, int64_t rank, int64_t width) {
   Workspace measure;
-  GroupScratch(measure, tokens);
+  Scratch(measure, tokens, rank, width,
+          std::max(slices_of<float>(tokens, rank, width), slices_of<Half>(tokens, rank, width)));
   return measure.bytes();
 }
 
-int64_t backward_workspace(int64_t tokens, int64_t distinct, int64_t rank, int64_t width, int) {
-  Workspace measure;
-  BackwardScratch(measure, tokens, distinct, rank, width);
-  return measure.bytes();
-}
-
-void forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_tensor, Tensor out_tensor, Tensor, int) {
+void cuda_forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_tensor, Tensor out_tensor,
+                  Tensor report_tensor) {
   const Queue queue(coordinates_tensor);
   const int64_t tokens = ids_tensor.numel(), vocabulary = coordinates_tensor.size(0), rank = basis_tensor.size(0),
                 width = basis_tensor.size(1);
@@ -112,87 +160,95 @@ void forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_tensor, 
   const void* const coordinates = queue.data(coordinates_tensor, "coordinates", {vocabulary, rank});
   const void* const basis = queue.data(basis_tensor, "basis", {rank, width});
   void* const out = queue.data(out_tensor, "out", {tokens, width});
+  int64_t* const report =
+      report_tensor.numel() && tokens ? report_tensor.data<int64_t>("report", {report_words}) : nullptr;
   with_element(coordinates_tensor.dtype(), "coordinates", [&](auto element) {
     using T = decltype(element);
-    const Lines<T> left{static_cast<const T*>(coordinates), rank, vocabulary, ids, tokens};
-    const Lines<T> right{static_cast<const T*>(basis), width, rank, nullptr, rank};
-    queue.launch("look_up", look_up<T>, blocks_for(tokens, width), product_threads, 0, left, right,
-                 Rows<T>{static_cast<T*>(out), width, tokens, nullptr});
+    const Lines<T> left{static_cast<const T*>(coordinates), rank, tokens, ids, vocabulary, -1, true};
+    const Lines<T> right{static_cast<const T*>(basis), width, rank};
+    const int64_t tiles = ceil_div<int64_t>(tokens, block_rows<T>) * ceil_div<int64_t>(width, block_columns);
+    queue.launch("look_up", look_up<T>, dim3(tiles + (report != nullptr)), product_threads, 0, left, right,
+                 Rows<T>{static_cast<T*>(out), width, tokens, width}, report);
   });
 }
 
-void group(Tensor ids_tensor, int64_t vocabulary, int64_t padding_idx, Tensor order_tensor, Tensor first_tensor,
-           Tensor distinct_tensor, Tensor count_tensor, Tensor workspace) {
-  const Queue queue(ids_tensor);
-  const int64_t tokens = ids_tensor.numel(), blocks = blocks_of(tokens);
+void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_idx, Tensor coordinates_tensor,
+                   Tensor basis_tensor, Tensor grad_coordinates_tensor, Tensor grad_basis_tensor,
+                   Tensor distinct_tensor, Tensor workspace) {
+  const Queue queue(coordinates_tensor);
+  const int64_t tokens = ids_tensor.numel(), vocabulary = coordinates_tensor.size(0), rank = basis_tensor.size(0),
+                width = basis_tensor.size(1);
   if (tokens > most_rows || vocabulary > most_rows)
     throw std::invalid_argument("input_ids and coordinates must have fewer than 2^31 rows");
-  const int64_t* const ids = queue.data<int64_t>(ids_tensor, "input_ids", {tokens});
-  int64_t* const order = queue.data<int64_t>(order_tensor, "order", {tokens});
-  int64_t* const first = queue.data<int64_t>(first_tensor, "first", {tokens + 1});
-  int64_t* const distinct = queue.data<int64_t>(distinct_tensor, "distinct", {tokens});
-  int64_t* const count = queue.data<int64_t>(count_tensor, "count", {1});
-  queue.data<uint8_t>(workspace, "workspace", {workspace.numel()});
-  Workspace memory(workspace);
-  const GroupScratch scratch(memory, tokens);
-  int32_t* const counts = scratch.counts.of(0);
-
-  Tokens from{ids, nullptr, nullptr, tokens, vocabulary, padding_idx};
-  for (int shift = 0, pass = 0; shift == 0 || vocabulary >> shift; shift += 8, ++pass) {
-    uint32_t* const keys = scratch.keys.of(pass % 2);
-    int32_t* const sorted = scratch.order.of(pass % 2);
-    queue.launch("count_digits", count_digits, dim3(blocks), group_threads, 0, from, shift, counts);
-    queue.launch("accumulate", accumulate, dim3(1), group_threads, 0, counts, radix * blocks);
-    queue.launch("place_tokens", place_tokens, dim3(blocks), group_threads, 0, from, shift, counts, keys, sorted);
-    from = Tokens{nullptr, keys, sorted, tokens, vocabulary, padding_idx};
-  }
-  queue.launch("count_heads", count_heads, dim3(blocks), group_threads, 0, from.keys, tokens, vocabulary, counts);
-  queue.launch("accumulate", accumulate, dim3(1), group_threads, 0, counts, blocks);
-  queue.launch("write_groups", write_groups, dim3(blocks), group_threads, 0, from.keys, from.order, tokens, vocabulary,
-               counts, order, first, distinct, count);
-}
-
-void backward(Tensor grad_out_tensor, Tensor order_tensor, Tensor first_tensor, Tensor distinct_tensor,
-              Tensor count_tensor, Tensor coordinates_tensor, Tensor basis_tensor, Tensor grad_coordinates_tensor,
-              Tensor grad_basis_tensor, Tensor workspace, int) {
-  const Queue queue(coordinates_tensor);
-  const int64_t tokens = order_tensor.numel(), vocabulary = coordinates_tensor.size(0), rank = basis_tensor.size(0),
-                width = basis_tensor.size(1), distinct = std::min(tokens, vocabulary);
   const void* const grad_out = queue.data(grad_out_tensor, "grad_out", {tokens, width});
-  const Groups groups{
-      queue.data<int64_t>(order_tensor, "order", {tokens}), queue.data<int64_t>(first_tensor, "first", {tokens + 1}),
-      queue.data<int64_t>(distinct_tensor, "distinct", {tokens}), queue.data<int64_t>(count_tensor, "count", {1})};
+  const int64_t* const ids = queue.data<int64_t>(ids_tensor, "input_ids", {tokens});
   const void* const coordinates = queue.data(coordinates_tensor, "coordinates", {vocabulary, rank});
   const void* const basis = queue.data(basis_tensor, "basis", {rank, width});
-  const bool wants_coordinates = grad_coordinates_tensor.numel(), wants_basis = grad_basis_tensor.numel();
-  const bool dense = grad_coordinates_tensor.size(0) == vocabulary;  // [U, R] is the same where U = V
-  void* const grad_coordinates = wants_coordinates ? queue.data(grad_coordinates_tensor, "grad_coordinates",
-                                                                {grad_coordinates_tensor.size(0), rank})
-                                                   : nullptr;
+  const bool sparse = distinct_tensor.numel();
+  int64_t* const distinct = sparse ? queue.data<int64_t>(distinct_tensor, "distinct", {tokens + 1}) : nullptr;
+  const bool wants_coordinates = grad_coordinates_tensor.dim() == 2, wants_basis = grad_basis_tensor.dim() == 2;
+  const int64_t rows = sparse ? std::min(tokens, vocabulary) : vocabulary;
+  void* const grad_coordinates =
+      wants_coordinates ? queue.data(grad_coordinates_tensor, "grad_coordinates", {rows, rank}) : nullptr;
+  if (reinterpret_cast<uintptr_t>(grad_coordinates) % 16)
+    throw std::invalid_argument("grad_coordinates must be aligned to 16 bytes");
   void* const grad_basis = wants_basis ? queue.data(grad_basis_tensor, "grad_basis", {rank, width}) : nullptr;
   queue.data<uint8_t>(workspace, "workspace", {workspace.numel()});
-  Workspace memory(workspace);
-  const BackwardScratch scratch(memory, tokens, distinct, rank, width);
-  float *const sums = scratch.sums.of(0), *const slice_sums = scratch.slice_sums.of(0);
 
   with_element(coordinates_tensor.dtype(), "coordinates", [&](auto element) {
     using T = decltype(element);
-    const dim3 pieces(ceil_div<int64_t>(tokens, piece), ceil_div<int64_t>(width, sum_threads));
-    queue.launch("sum_pieces", sum_pieces<T>, pieces, sum_threads, 0, static_cast<const T*>(grad_out), width, groups,
-                 sums, scratch.partial.of(0));
-    queue.launch("add_pieces", add_pieces, pieces, sum_threads, 0, scratch.partial.of(0), width, groups, sums);
-    const Lines<float> sum_lines{sums, width, distinct, nullptr, 0};
-    if (wants_coordinates)
-      queue.launch("project", project<T>, blocks_for(distinct, rank), product_threads, 0, sum_lines,
-                   Lines<T>{static_cast<const T*>(basis), width, rank, nullptr, rank},
-                   Rows<T>{static_cast<T*>(grad_coordinates), rank, 0, dense ? groups.distinct : nullptr},
-                   groups.count);
-    if (!wants_basis) return;
-    queue.launch("multiply_transposed", multiply_transposed<T>, blocks_for(rank, width, slices), product_threads, 0,
-                 Lines<T>{static_cast<const T*>(coordinates), rank, vocabulary, groups.distinct, 0}, sum_lines,
-                 Rows<float>{slice_sums, width, rank, nullptr}, groups.count);
-    queue.launch("add_slices", add_slices<T>, dim3(ceil_div<int64_t>(rank * width, add_threads)), add_threads, 0,
-                 slice_sums, rank * width, static_cast<T*>(grad_basis));
+    Workspace memory(workspace);
+    const int64_t slices = slices_of<T>(tokens, rank, width), slice = round_up(ceil_div(tokens, slices), 32);
+    const Scratch scratch(memory, tokens, rank, width, slices);
+    const auto sorted = [&](int i) {
+      return Sorted{scratch.keys.of(i),
+                    scratch.order.of(i),
+                    sparse ? scratch.rows.of(0) : nullptr,
+                    distinct,
+                    sparse ? distinct + tokens : nullptr,
+                    tokens,
+                    vocabulary};
+    };
+    Work<T> work{};
+    work.sorting = {Tokens{ids, nullptr, nullptr, tokens, vocabulary, padding_idx}, sorted(0), sorted(1),
+                    passes_for(vocabulary), wants_coordinates && tokens <= most_in_a_block};
+    const Lines<T> grad_lines{static_cast<const T*>(grad_out), width, tokens};
+    if (wants_coordinates) {
+      const Lines<T> basis_lines{static_cast<const T*>(basis), width, rank};
+      work.project = {grad_lines, basis_lines, {scratch.projected.of(0), rank, tokens, scratch.stride},
+                      width,      width,       1};
+      work.project_blocks = work.project.blocks();
+      if (!sparse)
+        work.zeros = {static_cast<uint8_t*>(grad_coordinates), rows * rank * static_cast<int64_t>(sizeof(T))};
+      work.zero_blocks = work.zeros.blocks();
+      if (!work.sorting.wanted) sort(queue, work.sorting, scratch.counts.of(0));
+    }
+    if (wants_basis) {
+      Lines<T> coordinate_lines{static_cast<const T*>(coordinates), rank, tokens, ids, vocabulary, padding_idx, true};
+      Lines<T> kept = grad_lines;  // a gradient that does not count may be infinite
+      kept.ids = ids, kept.vocabulary = vocabulary, kept.padding_idx = padding_idx;
+      work.basis = {coordinate_lines, kept, {scratch.slices.of(0), width, rank, width}, tokens, slice, slices};
+    }
+    work.blocks = work.zero_blocks + work.project_blocks + (wants_basis ? work.basis.blocks() : 0);
+    queue.launch("begin_backward", begin_backward<T>, dim3(work.blocks + work.sorting.wanted), product_threads, 0,
+                 work);
+
+    Sums<T> sums{work.sorting.to,
+                 scratch.projected.of(0),
+                 scratch.partial.of(0),
+                 scratch.stride,
+                 Rows<T>{static_cast<T*>(grad_coordinates), rank, rows, rank},
+                 0,
+                 0};
+    if (wants_coordinates) {
+      sums.pieces = ceil_div<int64_t>(tokens, piece);
+      sums.blocks = sums.pieces * ceil_div<int64_t>(scratch.stride, sum_columns);
+    }
+    const Slices<T> added{scratch.slices.of(0), slices, round_up(rank * width, 4), wants_basis ? rank * width : 0,
+                          static_cast<T*>(grad_basis)};
+    queue.launch("add_products", add_products<T>, dim3(sums.blocks + ceil_div<int64_t>(added.count, added_at_once)),
+                 sum_threads, 0, sums, added);
+    if (sums.pieces > 1) queue.launch("add_pieces", add_pieces<T>, dim3(sums.blocks), sum_threads, 0, sums);
   });
 }
 

@@ -1,15 +1,19 @@
-// Tokens grouped by id, for cuda.cu: a stable radix sort, then the first token of each id. How many ids there are stays
-// on the device, so nothing waits for it.
+// Tokens sorted by id, for cuda.cu: a stable radix sort. Some ten thousand tokens are sorted by one block, while others
+// do something else, and more of them by kernels of their own. Nothing waits for how many ids there are.
 #pragma once
 
 #include "cuda.h"
 
 namespace ofa::factorized_embedding {
 
-constexpr unsigned all_threads = 0xffffffff;
 constexpr int group_threads = 256, warps = group_threads / 32;
 constexpr int radix = 256, tile_tokens = 2048;  // of a block: eight for each thread
 static_assert(radix == group_threads && tile_tokens % group_threads == 0);
+#ifndef OFA_SORTED_BY_A_BLOCK  // tests have less, which is quicker
+#  define OFA_SORTED_BY_A_BLOCK 32768
+#endif
+constexpr int64_t most_in_a_block =
+    OFA_SORTED_BY_A_BLOCK;  // tokens, for which it takes about as long as their products
 
 // What a pass of the sort reads: the ids themselves at first, then what the last pass wrote. Tokens that do not count,
 // with padding or an id out of range, get a key behind all others.
@@ -26,6 +30,29 @@ struct Tokens {
   __device__ int32_t token(int64_t i) const { return ids ? static_cast<int32_t>(i) : order[i]; }
 };
 
+// Sorted: keys, and the tokens that have them. Of a sparse gradient also the row of each, and what it needs beside
+// rows.
+struct Sorted {
+  uint32_t* keys;
+  int32_t *order, *rows;       // rows: or null, where a row's number is its id
+  int64_t *distinct, *number;  // ids, ascending, and how many
+  int64_t count, vocabulary;
+  __device__ bool counts(int64_t i) const { return i < count && keys[i] < vocabulary; }
+  __device__ bool begins(int64_t i) const { return counts(i) && (i == 0 || keys[i] != keys[i - 1]); }
+  __device__ int64_t row(int64_t i) const { return rows ? rows[i] : static_cast<int64_t>(keys[i]); }
+};
+
+// Passes of the sort, and bits of each: keys go up to the vocabulary's size.
+struct Passes {
+  int count, bits;
+};
+inline Passes passes_for(int64_t vocabulary) {
+  int bits = 1;
+  while (vocabulary >> bits) ++bits;
+  const int count = ceil_div(bits, 8);
+  return {count, ceil_div(bits, count)};
+}
+
 // counts[digit][block]
 __global__ void __launch_bounds__(group_threads) count_digits(Tokens tokens, int shift, int32_t* counts) {
   __shared__ int32_t found[radix];
@@ -38,9 +65,8 @@ __global__ void __launch_bounds__(group_threads) count_digits(Tokens tokens, int
   counts[static_cast<int64_t>(threadIdx.x) * gridDim.x + blockIdx.x] = found[threadIdx.x];
 }
 
-// The sum of the values of the threads before, and of all; called by whole blocks.
-__device__ inline int32_t sum_before(int32_t value, int32_t* total) {
-  __shared__ int32_t of_warp[warps];
+// The sum of the values of the threads before, and of all; called by whole blocks, with memory for a number a warp.
+__device__ inline int32_t sum_before(int32_t value, int32_t* total, int32_t* of_warp) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   int32_t sum = value;
   for (int step = 1; step < 32; step *= 2) {
@@ -61,6 +87,7 @@ __device__ inline int32_t sum_before(int32_t value, int32_t* total) {
 
 // Each value becomes the sum of those before it; one block.
 __global__ void __launch_bounds__(group_threads) accumulate(int32_t* values, int64_t count) {
+  __shared__ int32_t of_warp[warps];
   constexpr int each = 8;
   int32_t before = 0;
   for (int64_t first = 0; first < count; first += each * group_threads) {
@@ -70,13 +97,23 @@ __global__ void __launch_bounds__(group_threads) accumulate(int32_t* values, int
       value[j] = own + j < count ? values[own + j] : 0;
       sum += value[j];
     }
-    int32_t place = before + sum_before(sum, &total);
+    int32_t place = before + sum_before(sum, &total, of_warp);
     for (int j = 0; j < each; ++j) {
       if (own + j < count) values[own + j] = place;
       place += value[j];
     }
     before += total;
   }
+}
+
+// The lanes of this warp, among those with a token, whose digit of `bits` bits is this lane's.
+__device__ inline unsigned same_digit(uint32_t digit, bool present, int bits) {
+  unsigned same = __ballot_sync(all_threads, present);
+  for (int bit = 0; bit < bits; ++bit) {
+    const unsigned set = __ballot_sync(all_threads, (digit >> bit & 1) != 0);
+    same &= digit >> bit & 1 ? set : ~set;
+  }
+  return same;
 }
 
 // Every token to its place: behind those of smaller digits, of earlier blocks, and of earlier tokens here.
@@ -92,11 +129,7 @@ __global__ void __launch_bounds__(group_threads)
     const int64_t i = first + thread;
     const bool present = i < tokens.count;
     const uint32_t key = present ? tokens.key(i) : 0, digit = key >> shift & (radix - 1);
-    unsigned same = __ballot_sync(all_threads, present);
-    for (int bit = 1; bit < radix; bit *= 2) {
-      const unsigned set = __ballot_sync(all_threads, (digit & bit) != 0);
-      same &= digit & bit ? set : ~set;
-    }
+    const unsigned same = same_digit(digit, present, 8);
     const int rank = __popc(same & ((1u << lane) - 1));
     if (present && rank == 0) of_warp[warp][digit] = __popc(same);
     __syncthreads();
@@ -112,45 +145,130 @@ __global__ void __launch_bounds__(group_threads)
   }
 }
 
-__device__ inline bool is_head(const uint32_t* keys, int64_t i, int64_t vocabulary) {
-  return keys[i] < vocabulary && (i == 0 || keys[i] != keys[i - 1]);
-}
-
 // counts[block]: ids that begin there.
-__global__ void __launch_bounds__(group_threads)
-    count_heads(const uint32_t* keys, int64_t tokens, int64_t vocabulary, int32_t* counts) {
+__global__ void __launch_bounds__(group_threads) count_heads(Sorted sorted, int32_t* counts) {
+  __shared__ int32_t of_warp[warps];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * tile_tokens;
   int32_t own = 0, total;
-  for (int64_t i = begin + threadIdx.x; i < min(begin + tile_tokens, tokens); i += group_threads)
-    own += is_head(keys, i, vocabulary);
-  sum_before(own, &total);
+  for (int64_t i = begin + threadIdx.x; i < begin + tile_tokens; i += group_threads) own += sorted.begins(i);
+  sum_before(own, &total, of_warp);
   if (threadIdx.x == 0) counts[blockIdx.x] = total;
 }
 
-__global__ void __launch_bounds__(group_threads)
-    write_groups(const uint32_t* keys, const int32_t* sorted, int64_t tokens, int64_t vocabulary, const int32_t* before,
-                 int64_t* order, int64_t* first, int64_t* distinct, int64_t* count) {
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * tile_tokens;
-  int64_t found = before[blockIdx.x];
-  for (int64_t start = begin; start < begin + tile_tokens; start += group_threads) {
-    const int64_t i = start + threadIdx.x;
-    const bool head = i < tokens && is_head(keys, i, vocabulary);
-    int32_t total;
-    const int64_t own = found + sum_before(head, &total);
-    found += total;
-    if (head) {
-      first[own] = i;
-      distinct[own] = keys[i];
+constexpr int at_once = 8;  // tokens that a thread loads before it looks at the first of them
+
+// Rows of the sorted tokens [begin, end), of which `found` ids begin before; `begin` is 0 or another block's end. A
+// warp has neighbouring tokens: it counts the ids that begin there, and then knows where its own ones come.
+__device__ inline void number_tokens(const Sorted& sorted, int64_t begin, int64_t end, int64_t found,
+                                     int32_t* of_warp) {
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int64_t share = ceil_div<int64_t>(end - begin, group_threads) * 32, own_begin = min(end, begin + warp * share),
+                own_end = min(end, own_begin + share);
+  int32_t heads = 0;
+  for (int way = 0; way < 2; ++way) {  // counts, then writes
+    for (int64_t first = own_begin; first < own_end; first += 32 * at_once) {
+      bool head[at_once];
+#pragma unroll
+      for (int j = 0; j < at_once; ++j) {
+        const int64_t i = first + 32 * j + lane;
+        head[j] = i < own_end && sorted.begins(i);
+      }
+#pragma unroll
+      for (int j = 0; j < at_once; ++j) {
+        const int64_t i = first + 32 * j + lane;
+        const unsigned set = __ballot_sync(all_threads, head[j]);
+        const int64_t row = found + heads + __popc(set & ((2u << lane) - 1)) - 1;
+        heads += __popc(set);
+        if (!way) continue;
+        if (head[j]) sorted.distinct[row] = sorted.keys[i];
+        if (i < own_end && i < sorted.count) sorted.rows[i] = static_cast<int32_t>(row);
+      }
     }
-    if (i < tokens) order[i] = sorted[i];
-    // The end of the tokens that count: behind the last of them, or at the very beginning where none does.
-    const bool counts = i < tokens && keys[i] < vocabulary;
-    const bool last = counts ? i + 1 == tokens || keys[i + 1] >= vocabulary : i == 0;
-    if (last) {
-      first[own + head] = counts ? i + 1 : 0;
-      *count = own + head;
+    if (way) break;
+    if (lane == 0) of_warp[warp] = heads;
+    __syncthreads();
+    int32_t all = 0;
+    heads = 0;
+    for (int w = 0; w < warps; ++w) {
+      if (w < warp) heads += of_warp[w];
+      all += of_warp[w];
     }
+    if (threadIdx.x == 0 && end >= sorted.count) *sorted.number = found + all;
   }
+}
+
+__global__ void __launch_bounds__(group_threads) number_rows(Sorted sorted, const int32_t* before) {
+  __shared__ int32_t of_warp[warps];
+  const int64_t begin = static_cast<int64_t>(blockIdx.x) * tile_tokens;
+  number_tokens(sorted, begin, begin + tile_tokens, before[blockIdx.x], of_warp);
+}
+
+// A sort by one block: what it reads, and the two places between which tokens go to and fro, the last one the result.
+struct Sorting {
+  Tokens from;
+  Sorted to, spare;
+  Passes passes;
+  bool wanted;
+};
+
+constexpr int sort_bytes = (warps * radix + warps) * 4;  // of shared memory
+
+// A warp has neighbouring tokens. It counts its digits, learns where those of each go, and takes its tokens there.
+__device__ inline void sort_tokens(uint8_t* memory, const Sorting& sorting) {
+  auto* const of_warp = reinterpret_cast<int32_t*>(memory);
+  auto* const places = of_warp + warps;  // [warp][digit]
+  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, bits = sorting.passes.bits;
+  int32_t* const own = places + warp * radix;
+  Tokens from = sorting.from;
+  const int64_t share = ceil_div<int64_t>(from.count, group_threads) * 32, begin = min(from.count, warp * share),
+                end = min(from.count, begin + share);
+  for (int pass = 0; pass < sorting.passes.count; ++pass) {
+    const Sorted& to = (sorting.passes.count - pass) % 2 ? sorting.to : sorting.spare;
+    const int shift = pass * bits;
+    for (int w = 0; w < warps; ++w) places[w * radix + thread] = 0;
+    __syncthreads();
+    for (int way = 0; way < 2; ++way) {  // counts, then places
+      for (int64_t first = begin; first < end; first += 32 * at_once) {
+        uint32_t key[at_once];
+        int32_t token[at_once];
+#pragma unroll
+        for (int j = 0; j < at_once; ++j) {
+          const int64_t i = first + 32 * j + lane;
+          key[j] = i < end ? from.key(i) : 0;
+          token[j] = i < end && way ? from.token(i) : 0;
+        }
+#pragma unroll
+        for (int j = 0; j < at_once; ++j) {
+          if (first + 32 * j >= end) break;
+          const bool present = first + 32 * j + lane < end;
+          const uint32_t digit = key[j] >> shift & ((1u << bits) - 1);
+          const unsigned same = same_digit(digit, present, bits);
+          const int rank = __popc(same & ((1u << lane) - 1));
+          const int32_t place = own[digit] + rank;
+          if (present && way) {
+            to.keys[place] = key[j];
+            to.order[place] = token[j];
+          }
+          __syncwarp();
+          if (present && rank == 0) own[digit] += __popc(same);
+          __syncwarp();
+        }
+      }
+      __syncthreads();
+      if (way) continue;
+      int32_t sum = 0, total;
+      for (int w = 0; w < warps; ++w) sum += places[w * radix + thread];
+      int32_t place = sum_before(sum, &total, of_warp);
+      for (int w = 0; w < warps; ++w) {
+        const int32_t count = places[w * radix + thread];
+        places[w * radix + thread] = place;
+        place += count;
+      }
+      __syncthreads();
+    }
+    from = Tokens{nullptr, to.keys, to.order, from.count, from.vocabulary, from.padding_idx};
+  }
+  if (sorting.to.rows) number_tokens(sorting.to, 0, from.count, 0, of_warp);
 }
 
 }  // namespace ofa::factorized_embedding

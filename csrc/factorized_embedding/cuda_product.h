@@ -1,9 +1,9 @@
-// The product of two operands that are gathered and converted on their way into shared memory, for cuda.cu. A block has
-// 64 x 64 of the result, four warps 32 x 32 each. float32 operands are two TF32 parts of 11 binary digits each; of
-// their four products the three that matter are taken, small ones first, and of an operand that came from 16 bits,
-// which is its own first part, none of the second. What is 32 deep is summed on the tensor cores, which cut off, and
-// then added to the rest, to the nearest. Every element of the result is summed in one order, whatever stands around
-// it.
+// The product of two operands that are gathered on their way into shared memory, for cuda.cu. A block has 128 columns
+// of the result and 128 rows, 64 of float32; eight warps have 32 columns and half of the rows each. Copies into shared
+// memory are two steps ahead of the tensor cores. float32 operands are two TF32 parts of 11 binary digits each; of
+// their four products the three that matter are taken, small ones first. What is 16 deep is then summed on the tensor
+// cores, which cut off, and added to the rest, to the nearest. Every element of the result is summed in one order,
+// whatever stands around it.
 #pragma once
 
 #include <type_traits>
@@ -13,118 +13,128 @@
 
 namespace ofa::factorized_embedding {
 
-constexpr int product_threads = 128, block_side = 64, warp_side = 32;
-constexpr int parts = 2;  // tiles of 64 bytes of depth that are loaded at once
-constexpr int operand_bytes = parts * block_side * tile_row;
-constexpr int product_chunks = parts * chunks;  // of a row
-constexpr int own_chunks = block_side * product_chunks / product_threads;
+constexpr int product_threads = 256, block_columns = 128, warp_columns = 32;
+constexpr int stages = 3;                                                 // steps in shared memory
+constexpr int product_bytes = stages * (128 + block_columns) * tile_row;  // of it, all that is had without asking
+static_assert(product_bytes <= 48 << 10);
 
+template <class T>
+constexpr int block_rows = sizeof(T) == 4 ? 64 : 128;
 template <class T>
 constexpr int per_chunk = 16 / sizeof(T);
 template <class T>
-constexpr int step_depth = per_chunk<T> * product_chunks;
+constexpr int step_depth = tile_row / sizeof(T);
 
 template <class T>
 struct alignas(16) Chunk {
   T element[per_chunk<T>];
 };
 
-template <class T, class Source>
-__device__ T convert(Source x) {
-  if constexpr (std::is_same_v<T, Source>)
-    return x;
-  else
-    return to_float(x);
-}
-
-// Elements [at, at + 16 bytes) of a line of `length` elements, zeros beyond it and if there is no line.
-template <class T, class Source>
-__device__ Chunk<T> load_chunk(const Source* line, int64_t at, int64_t length) {
-  constexpr int count = per_chunk<T>;
-  struct alignas(count * sizeof(Source)) Pack {
-    Source element[count];
-  };
-  Chunk<T> chunk{};
-  if (!line || at >= length) return chunk;
-  if (at + count <= length && reinterpret_cast<uintptr_t>(line + at) % sizeof(Pack) == 0) {
-    const Pack pack = *reinterpret_cast<const Pack*>(line + at);
-#pragma unroll
-    for (int i = 0; i < count; ++i) chunk.element[i] = convert<T>(pack.element[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < count; ++i)
-      if (at + i < length) chunk.element[i] = convert<T>(line[at + i]);
-  }
-  return chunk;
-}
-
-// Lines of a row-major matrix: line i is row index[i], or row i where there is no index. `count` lines; those that the
-// matrix does not have, and whose index lies outside of it, are zero.
-template <class Element>
+// Lines of a row-major matrix: line i is row i, or with ids row ids[i] of the `gathered` ones. Lines from `count` on
+// are zero, and so are those whose id is none of a vocabulary or the padding.
+template <class T>
 struct Lines {
-  using Source = Element;
-  const Element* data;
-  int64_t width, rows;  // of the matrix
-  const int64_t* index;
-  int64_t count;
-  __device__ const Element* line(int64_t i) const {
+  const T* data;
+  int64_t width, count;
+  const int64_t* ids = nullptr;
+  int64_t vocabulary = 0, padding_idx = -1;
+  bool gathered = false;
+  __device__ const T* line(int64_t i) const {
     if (i >= count) return nullptr;
-    const int64_t row = index ? index[i] : i;
-    return row >= 0 && row < rows ? data + row * width : nullptr;
+    if (!ids) return data + i * width;
+    const int64_t id = ids[i];
+    if (id < 0 || id >= vocabulary || id == padding_idx) return nullptr;
+    return data + (gathered ? id : i) * width;
   }
 };
 
-// An operand whose rows are lines, or (`along`) whose depths are.
-template <class T, class Source, bool along>
-class Loader {
+// 16 bytes to shared memory: `count` elements, if there are as many, and zeros.
+template <class T>
+__device__ void copy_chunk(uint8_t* to, const T* from, int64_t count) {
+  if (count >= per_chunk<T> && reinterpret_cast<uintptr_t>(from) % 16 == 0) {
+    copy_async(to, from);
+    return;
+  }
+  Chunk<T> chunk{};
+#pragma unroll
+  for (int i = 0; i < per_chunk<T>; ++i)
+    if (i < count) chunk.element[i] = from[i];
+  *reinterpret_cast<Chunk<T>*>(to) = chunk;
+}
+
+// `side` rows of an operand, a step deep: lines are rows, or (`along`) depths. Along lines, shared memory has a row for
+// each depth, whose chunks change places so that the eight rows or, of float32, the four half rows that are read at
+// once lie in different banks.
+template <class T, bool along, int side>
+class Operand {
+  static constexpr int own = side * chunks / product_threads;
+  static constexpr int line_chunks = along ? side / per_chunk<T> : chunks;  // in shared memory
+
  public:
-  __device__ Loader(const Lines<Source>& lines, int64_t first_row) : lines_(lines), first_row_(first_row) {
-    if constexpr (!along)
-      for (int i = 0; i < own_chunks; ++i) own_[i] = lines.line(first_row + row(i));
+  static constexpr int bytes = side * tile_row;
+
+  __device__ Operand(const Lines<T>& lines, int64_t first_row, int64_t begin) : lines_(lines), first_row_(first_row) {
+#pragma unroll
+    for (int i = 0; i < own; ++i) from_[i] = lines.line((along ? begin : first_row) + line(i));
   }
 
-  __device__ void load(int64_t depth) {
+  // Depths [depth, depth + step_depth) of those before `end`; steps come one after the other.
+  __device__ void load(uint8_t* shared, int64_t depth, int64_t end) {
 #pragma unroll
-    for (int i = 0; i < own_chunks; ++i) {
-      if constexpr (along)
-        chunks_[i] = load_chunk<T>(lines_.line(depth + row(i)), first_row_ + at(i), lines_.width);
-      else
-        chunks_[i] = load_chunk<T>(own_[i], depth + at(i), lines_.width);
+    for (int i = 0; i < own; ++i) {
+      const int64_t at = (along ? first_row_ : depth) + chunk(i) * per_chunk<T>;
+      const int64_t count = from_[i] ? (along ? lines_.width : end) - at : 0;
+      copy_chunk(shared + place(line(i), chunk(i)), from_[i] + (count > 0 ? at : 0), count);
     }
-  }
-
-  __device__ void store(uint8_t* tiles) const {
+    if constexpr (along)  // ids are there by the time that the next step wants them
 #pragma unroll
-    for (int i = 0; i < own_chunks; ++i) {
-      if constexpr (along) {
-#pragma unroll
-        for (int j = 0; j < per_chunk<T>; ++j)
-          *reinterpret_cast<T*>(tiles + place(at(i) + j, row(i) * static_cast<int>(sizeof(T)))) = chunks_[i].element[j];
-      } else {
-        *reinterpret_cast<Chunk<T>*>(tiles + place(row(i), at(i) * static_cast<int>(sizeof(T)))) = chunks_[i];
+      for (int i = 0; i < own; ++i) {
+        const int64_t next = depth + step_depth<T> + line(i);
+        from_[i] = next < end ? lines_.line(next) : nullptr;
       }
-    }
+  }
+
+  // Words of a product's left operand (16 rows from `row` on), or of two right ones (8 rows each), as `multiply` takes
+  // them; `half`: of the step.
+  static __device__ void left(uint32_t (&words)[4], const uint8_t* shared, int row, int half, int lane) {
+    if constexpr (!along)
+      load_left(words, shared, row, half, lane);
+    else if constexpr (sizeof(T) == 2)
+      load_matrices_transposed(words, at(shared, 16 * half + (lane >> 4 << 3) + (lane & 7), row + (lane & 8)));
+    else
+#pragma unroll
+      for (int i = 0; i < 4; ++i) words[i] = word(shared, 8 * half + i / 2 * 4 + lane % 4, row + i % 2 * 8 + lane / 4);
+  }
+  static __device__ void right(uint32_t (&words)[4], const uint8_t* shared, int row, int half, int lane) {
+    if constexpr (!along)
+      load_right(words, shared, row, half, lane);
+    else if constexpr (sizeof(T) == 2)
+      load_matrices_transposed(words, at(shared, 16 * half + (lane & 15), row + (lane >> 4 << 3)));
+    else
+#pragma unroll
+      for (int i = 0; i < 4; ++i) words[i] = word(shared, 8 * half + i % 2 * 4 + lane % 4, row + i / 2 * 8 + lane / 4);
   }
 
  private:
-  // Of the thread's i-th chunk: its line, counted from the first of this step, and where in it. Along lines a warp
-  // takes neighbouring depths, which are neighbours in shared memory.
-  static __device__ int row(int i) {
-    const int chunk = static_cast<int>(threadIdx.x) + i * product_threads;
-    return along ? chunk % step_depth<T> : chunk / product_chunks;
+  // Of the thread's i-th chunk: its line, counted from the first of this step or block, and where in it.
+  static __device__ int line(int i) { return (static_cast<int>(threadIdx.x) + i * product_threads) / line_chunks; }
+  static __device__ int chunk(int i) { return (static_cast<int>(threadIdx.x) + i * product_threads) % line_chunks; }
+  static __device__ int place(int line, int chunk) {
+    if constexpr (along)
+      return (line * line_chunks + (chunk ^ (sizeof(T) == 2 ? line & 7 : 2 * (line & 3)))) * 16;
+    else
+      return tile_offset(line, chunk);
   }
-  static __device__ int at(int i) {
-    const int chunk = static_cast<int>(threadIdx.x) + i * product_threads;
-    return (along ? chunk / step_depth<T> : chunk % product_chunks) * per_chunk<T>;
+  static __device__ const uint8_t* at(const uint8_t* shared, int depth, int row) {
+    return shared + place(depth, row / per_chunk<T>) + row % per_chunk<T> * sizeof(T);
   }
-  static __device__ int place(int row, int byte) {
-    return byte / tile_row * block_side * tile_row + tile_offset(row, byte % tile_row / 16) + byte % 16;
+  static __device__ uint32_t word(const uint8_t* shared, int depth, int row) {
+    return *reinterpret_cast<const uint32_t*>(at(shared, depth, row));
   }
 
-  const Lines<Source> lines_;
+  const Lines<T> lines_;
   const int64_t first_row_;
-  const Source* own_[along ? 1 : own_chunks];
-  Chunk<T> chunks_[own_chunks];
+  const T* from_[own];
 };
 
 // The two TF32 parts of a float32 number.
@@ -137,76 +147,141 @@ __device__ inline void split(const uint32_t (&words)[4], uint32_t (&high)[4], ui
   }
 }
 
-// out(row, column, a, b) for rows and pairs of columns of this block, of sums over depths [begin, end).
-template <class T, bool left_along, bool right_along, class Left, class Right, class Out>
-__device__ void multiply_lines(const Lines<Left>& left, const Lines<Right>& right, int64_t begin, int64_t end,
-                               const Out& out) {
-  constexpr bool as_tf32 = std::is_same_v<T, float>;
-  constexpr bool left_low = std::is_same_v<Left, float>, right_low = std::is_same_v<Right, float>;
-  __shared__ __align__(128) uint8_t tiles[2][2 * operand_bytes];
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  const int warp_row = warp % 2 * warp_side, warp_column = warp / 2 * warp_side;
-  const int64_t first_row = static_cast<int64_t>(blockIdx.x) * block_side,
-                first_column = static_cast<int64_t>(blockIdx.y) * block_side;
-  Loader<T, Left, left_along> left_loader(left, first_row);
-  Loader<T, Right, right_along> right_loader(right, first_column);
+template <class T>
+struct Rows {  // of a result
+  T* data;
+  int64_t width, count, stride;
 
-  float total[2][4][4] = {};
-  if (begin < end) left_loader.load(begin), right_loader.load(begin);
-  int now = 0;
-  for (int64_t depth = begin; depth < end; depth += step_depth<T>, now ^= 1) {
-    // Two buffers: whoever still reads the other one has not passed the barrier of this step.
-    uint8_t* const left_tiles = tiles[now];
-    uint8_t* const right_tiles = left_tiles + operand_bytes;
-    left_loader.store(left_tiles);
-    right_loader.store(right_tiles);
-    __syncthreads();
-    if (depth + step_depth<T> < end) {
-      left_loader.load(depth + step_depth<T>);
-      right_loader.load(depth + step_depth<T>);
+  // Elements [column, column + n) of a row, as many of them as there are.
+  template <int n>
+  __device__ void write(int64_t row, int64_t column, const T (&values)[n]) const {
+    struct alignas(n * sizeof(T)) Pack {
+      T element[n];
+    };
+    if (row >= count) return;
+    T* const to = data + row * stride + column;
+    if (column + n <= width && reinterpret_cast<uintptr_t>(to) % sizeof(Pack) == 0) {
+      Pack pack;
+#pragma unroll
+      for (int i = 0; i < n; ++i) pack.element[i] = values[i];
+      *reinterpret_cast<Pack*>(to) = pack;
+      return;
     }
-    float sum[2][4][4] = {};
-    auto& target = as_tf32 ? sum : total;
 #pragma unroll
-    for (int part = 0; part < parts; ++part)
+    for (int i = 0; i < n; ++i)
+      if (column + i < width) to[i] = values[i];
+  }
+};
+
+// Four neighbouring lanes each have one word of four tiles, and then four words of one tile.
+__device__ inline void exchange_words(uint32_t (&word)[4], int lane) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t a[2][4], b[2][4], a_low[2][4], b_low[2][4];
+  for (int step = 1; step < 4; step *= 2)
 #pragma unroll
-        for (int i = 0; i < 2; ++i) {
-          load_left(a[i], left_tiles + part * block_side * tile_row, warp_row + 16 * i, half, lane);
-          load_right(b[i], right_tiles + part * block_side * tile_row, warp_column + 16 * i, half, lane);
+    for (int i = 0; i < 4; ++i)
+      if (!(i & step)) {
+        const bool upper = lane & step;
+        const uint32_t got = __shfl_xor_sync(all_threads, upper ? word[i] : word[i | step], step);
+        word[i] = upper ? got : word[i];
+        word[i | step] = upper ? word[i | step] : got;
+      }
+}
+
+// Rows from first_row and columns from first_column on of out = left rightT, of sums over depths [begin, end). `memory`
+// is product_bytes of shared memory.
+template <class T, bool left_along, bool right_along, class Out>
+__device__ void multiply_lines(uint8_t* memory, const Lines<T>& left, int64_t first_row, const Lines<T>& right,
+                               int64_t first_column, int64_t begin, int64_t end, const Rows<Out>& out) {
+  constexpr bool as_tf32 = std::is_same_v<T, float>;
+  constexpr int m_tiles = block_rows<T> / 2 / 16, n_tiles = warp_columns / 8;
+  using Left = Operand<T, left_along, block_rows<T>>;
+  using Right = Operand<T, right_along, block_columns>;
+  constexpr int stage_bytes = Left::bytes + Right::bytes;
+  static_assert(stages * stage_bytes <= product_bytes);
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int warp_row = warp % 2 * (block_rows<T> / 2), warp_column = warp / 2 * warp_columns;
+  Left left_operand(left, first_row, begin);
+  Right right_operand(right, first_column, begin);
+
+  const auto load = [&](int64_t depth, int stage) {
+    if (depth < end) {
+      left_operand.load(memory + stage * stage_bytes, depth, end);
+      right_operand.load(memory + stage * stage_bytes + Left::bytes, depth, end);
+    }
+    commit_copies();
+  };
+  float total[m_tiles][n_tiles][4] = {};
+  for (int stage = 0; stage < stages - 1; ++stage) load(begin + stage * step_depth<T>, stage);
+  int now = 0;
+  for (int64_t depth = begin; depth < end; depth += step_depth<T>, now = now + 1 < stages ? now + 1 : 0) {
+    wait_for_copies<stages - 2>();
+    __syncthreads();  // and everybody has read what the next copies replace
+    load(depth + (stages - 1) * step_depth<T>, now ? now - 1 : stages - 1);
+    const uint8_t* const left_tile = memory + now * stage_bytes;
+    const uint8_t* const right_tile = left_tile + Left::bytes;
+    float sum[as_tf32 ? m_tiles : 1][n_tiles][4] = {};
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t a[m_tiles][4], b[n_tiles / 2][4], a_low[m_tiles][4], b_low[n_tiles / 2][4];
+#pragma unroll
+      for (int m = 0; m < m_tiles; ++m) {
+        Left::left(a[m], left_tile, warp_row + 16 * m, half, lane);
+        if constexpr (as_tf32) split(a[m], a[m], a_low[m]);
+      }
+#pragma unroll
+      for (int i = 0; i < n_tiles / 2; ++i) {
+        Right::right(b[i], right_tile, warp_column + 16 * i, half, lane);
+        if constexpr (as_tf32) split(b[i], b[i], b_low[i]);
+      }
+#pragma unroll
+      for (int m = 0; m < m_tiles; ++m)
+#pragma unroll
+        for (int n = 0; n < n_tiles; ++n) {
+          const int i = n / 2, j = n % 2 * 2;
           if constexpr (as_tf32) {
-            if constexpr (left_low) split(a[i], a[i], a_low[i]);
-            if constexpr (right_low) split(b[i], b[i], b_low[i]);
+            multiply<T>(sum[m][n], a_low[m], b[i][j], b[i][j + 1]);
+            multiply<T>(sum[m][n], a[m], b_low[i][j], b_low[i][j + 1]);
+            multiply<T>(sum[m][n], a[m], b[i][j], b[i][j + 1]);
+          } else {
+            multiply<T>(total[m][n], a[m], b[i][j], b[i][j + 1]);
           }
         }
-#pragma unroll
-        for (int m = 0; m < 2; ++m)
-#pragma unroll
-          for (int n = 0; n < 4; ++n) {
-            const int i = n / 2, j = n % 2 * 2;
-            if constexpr (as_tf32 && left_low) multiply<T>(target[m][n], a_low[m], b[i][j], b[i][j + 1]);
-            if constexpr (as_tf32 && right_low) multiply<T>(target[m][n], a[m], b_low[i][j], b_low[i][j + 1]);
-            multiply<T>(target[m][n], a[m], b[i][j], b[i][j + 1]);
-          }
-      }
+    }
     if constexpr (as_tf32)
 #pragma unroll
-      for (int m = 0; m < 2; ++m)
+      for (int m = 0; m < m_tiles; ++m)
 #pragma unroll
-        for (int n = 0; n < 4; ++n)
+        for (int n = 0; n < n_tiles; ++n)
 #pragma unroll
           for (int j = 0; j < 4; ++j) total[m][n][j] += sum[m][n][j];
   }
+  wait_for_copies<0>();
+
 #pragma unroll
-  for (int m = 0; m < 2; ++m)
+  for (int m = 0; m < m_tiles; ++m)
 #pragma unroll
-    for (int n = 0; n < 4; ++n)
+    for (int lower = 0; lower < 2; ++lower) {
+      const int64_t row = first_row + warp_row + 16 * m + 8 * lower + lane / 4;
+      if constexpr (sizeof(Out) == 2) {
+        static_assert(n_tiles == 4);
+        uint32_t word[4];
 #pragma unroll
-      for (int half = 0; half < 2; ++half)
-        out(first_row + warp_row + 16 * m + 8 * half + lane / 4, first_column + warp_column + 8 * n + lane % 4 * 2,
-            total[m][n][2 * half], total[m][n][2 * half + 1]);
+        for (int n = 0; n < 4; ++n)
+          word[n] = static_cast<uint32_t>(from_float<Out>(total[m][n][2 * lower]).bits) |
+                    static_cast<uint32_t>(from_float<Out>(total[m][n][2 * lower + 1]).bits) << 16;
+        exchange_words(word, lane);
+        Out values[8];
+#pragma unroll
+        for (int i = 0; i < 8; ++i) values[i].bits = static_cast<uint16_t>(word[i / 2] >> i % 2 * 16);
+        out.write(row, first_column + warp_column + 8 * (lane % 4), values);
+      } else {
+#pragma unroll
+        for (int n = 0; n < n_tiles; ++n) {
+          const Out values[2] = {from_float<Out>(total[m][n][2 * lower]), from_float<Out>(total[m][n][2 * lower + 1])};
+          out.write(row, first_column + warp_column + 8 * n + lane % 4 * 2, values);
+        }
+      }
+    }
 }
 
 }  // namespace ofa::factorized_embedding

@@ -1,90 +1,152 @@
-// Sums of the gradient's rows over equal ids, for cuda.cu. The sorted tokens are cut into pieces, so that an id that
-// occurs a thousand times is not one thread's work: a piece sums its part of each id, in token order, and what belongs
-// to an id of several pieces is added afterwards, in their order.
+// What the products of a backward pass leave to be added up, for cuda.cu: rows of the tokens over equal ids, and slices
+// of the basis' gradient. The sorted tokens are cut into pieces, so that an id that occurs a thousand times is not one
+// thread's work: a piece sums its part of each id, in token order, and what belongs to an id of several pieces is added
+// afterwards, in their order.
 #pragma once
 
 #include "cuda.h"
+#include "factorized_embedding/cuda_group.h"
+#include "factorized_embedding/cuda_product.h"
 
 namespace ofa::factorized_embedding {
 
-constexpr int piece = 32, sum_threads = 128, loaded_at_once = 8;
-static_assert(piece % loaded_at_once == 0 && piece <= sum_threads);
+constexpr int piece = 32, sum_threads = 128, sum_columns = 2 * sum_threads, loaded_at_once = 8;
+static_assert(piece % loaded_at_once == 0 && piece + 2 <= sum_threads);
 
-struct Groups {  // as group() left them
-  const int64_t *order, *first, *distinct, *count;
-  // The id, counted from the first one, of the token at `place`, which is one of those that count.
-  __device__ int64_t at(int64_t place) const {
-    int64_t low = 0, high = *count;
-    while (high - low > 1) {
-      const int64_t middle = (low + high) / 2;
-      if (first[middle] <= place)
-        low = middle;
-      else
-        high = middle;
-    }
-    return low;
+struct alignas(8) Two {
+  float a, b;
+  __device__ void operator+=(const Two& other) { a += other.a, b += other.b; }
+};
+
+// Rows of all tokens, in the tokens' order, and sums of them: of ids whose tokens all lie in one piece in `out`;
+// partial[2 piece] of one that goes on from the piece before, and partial[2 piece + 1] of one that begins there and
+// goes on in the next. `stride`: of a row of tokens or partial sums, an even number.
+template <class T>
+struct Sums {
+  Sorted sorted;
+  const float* rows;
+  float* partial;
+  int64_t stride;
+  Rows<T> out;
+  int64_t pieces, blocks;  // of threads: for every piece as many as its columns need
+
+  __device__ void write(int64_t row, int64_t column, const Two& sum) const {
+    const T values[2] = {from_float<T>(sum.a), from_float<T>(sum.b)};
+    out.write(row, column, values);
+  }
+  __device__ Two* partial_sum(int64_t row, int64_t column) const {
+    return reinterpret_cast<Two*>(partial + row * stride + column);
   }
 };
 
-// sums[id], of ids whose tokens all lie in this piece; partial[2 piece] of one that goes on from the piece before, and
-// partial[2 piece + 1] of one that begins here and goes on in the next.
 template <class T>
-__global__ void __launch_bounds__(sum_threads)
-    sum_pieces(const T* grad, int64_t width, Groups groups, float* sums, float* partial) {
-  __shared__ int64_t ends[piece], token[piece], first_id;
-  const int64_t ids = *groups.count, tokens = groups.first[ids];
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * piece, end = min(begin + piece, tokens);
-  if (begin >= tokens) return;
-  if (threadIdx.x == 0) first_id = groups.at(begin);
-  __syncthreads();
-  if (threadIdx.x < piece) {
-    ends[threadIdx.x] = groups.first[min(first_id + 1 + static_cast<int64_t>(threadIdx.x), ids)];
-    token[threadIdx.x] = begin + threadIdx.x < end ? groups.order[begin + threadIdx.x] : 0;
+__device__ void sum_piece(const Sums<T>& sums, int64_t own, int64_t column) {
+  constexpr uint32_t none = 0xffffffff;
+  __shared__ uint32_t key[piece + 2];  // with the one before and the one behind
+  __shared__ int32_t token[piece];
+  __shared__ int64_t row[piece];
+  const Sorted& sorted = sums.sorted;
+  const int64_t begin = own * piece;
+  const int thread = threadIdx.x;
+  if (thread < piece + 2) {
+    const int64_t i = begin + thread - 1;
+    key[thread] = i >= 0 && sorted.counts(i) ? sorted.keys[i] : none;
+  }
+  if (thread < piece) {
+    const bool counts = sorted.counts(begin + thread);
+    token[thread] = counts ? sorted.order[begin + thread] : 0;
+    row[thread] = counts ? sorted.row(begin + thread) : 0;
   }
   __syncthreads();
-  const int64_t column = static_cast<int64_t>(blockIdx.y) * sum_threads + threadIdx.x;
-  if (column >= width) return;
-  bool begins = groups.first[first_id] == begin;
-  int found = 0;  // ids that have ended
-  float sum = 0;
-  for (int64_t place = begin; place < end; place += loaded_at_once) {
-    float x[loaded_at_once];
+  if (column >= sums.stride) return;
+  bool begins = key[0] != key[1];
+  Two sum{};
+  for (int first = 0; first < piece && key[first + 1] != none; first += loaded_at_once) {
+    Two x[loaded_at_once];
 #pragma unroll
     for (int i = 0; i < loaded_at_once; ++i)
-      x[i] = place + i < end ? to_float(grad[token[place + i - begin] * width + column]) : 0.0f;
+      x[i] = *reinterpret_cast<const Two*>(sums.rows + token[first + i] * sums.stride + column);
 #pragma unroll
     for (int i = 0; i < loaded_at_once; ++i) {
-      if (place + i >= end) break;
+      const int at = first + i;
+      if (key[at + 1] == none) break;
       sum += x[i];
-      const bool ended = place + i + 1 == ends[found];
-      if (!ended && place + i + 1 < end) continue;
-      float* const to = begins && ended ? sums + (first_id + found) * width
-                                        : partial + (2 * static_cast<int64_t>(blockIdx.x) + begins) * width;
-      to[column] = sum;
-      sum = 0;
+      const bool ends = key[at + 2] != key[at + 1];
+      if (!ends && at + 1 < piece) continue;
+      if (begins && ends)
+        sums.write(row[at], column, sum);
+      else
+        *sums.partial_sum(2 * own + begins, column) = sum;
+      sum = Two{};
       begins = true;
-      found += ended;
     }
   }
 }
 
-// sums[id], of ids of several pieces: by the block of the piece that they begin in.
-__global__ void __launch_bounds__(sum_threads)
-    add_pieces(const float* partial, int64_t width, Groups groups, float* sums) {
-  __shared__ int64_t id;
-  const int64_t tokens = groups.first[*groups.count];
-  const int64_t begin = static_cast<int64_t>(blockIdx.x) * piece, next = begin + piece;
-  if (next >= tokens) return;
-  if (threadIdx.x == 0) id = groups.at(next - 1);
+// The sums of ids of several pieces: by the block of the piece that they begin in.
+template <class T>
+__global__ void __launch_bounds__(sum_threads) add_pieces(Sums<T> sums) {
+  __shared__ int64_t last_piece;
+  const Sorted& sorted = sums.sorted;
+  const int64_t own = blockIdx.x % sums.pieces, begin = own * piece, next = begin + piece;
+  if (next >= sorted.count) return;
+  const uint32_t key = sorted.keys[next];
+  if (key >= sorted.vocabulary || sorted.keys[next - 1] != key) return;
+  if (begin && sorted.keys[begin - 1] == key) return;
+  if (threadIdx.x == 0) {
+    int64_t low = next, high = sorted.count;  // the last token of the id lies in [low, high)
+    while (high - low > 1) {
+      const int64_t middle = (low + high) / 2;
+      (sorted.keys[middle] == key ? low : high) = middle;
+    }
+    last_piece = low / piece;
+  }
   __syncthreads();
-  const int64_t end = groups.first[id + 1];
-  const int64_t column = static_cast<int64_t>(blockIdx.y) * sum_threads + threadIdx.x;
-  if (groups.first[id] < begin || end <= next || column >= width) return;
-  const int64_t last = (end - 1) / piece;
-  float sum = partial[(2 * static_cast<int64_t>(blockIdx.x) + 1) * width + column];
+  const int64_t column = blockIdx.x / sums.pieces * sum_columns + 2 * threadIdx.x, last = last_piece;
+  if (column >= sums.stride) return;
+  Two sum = *sums.partial_sum(2 * own + 1, column);
 #pragma unroll 8
-  for (int64_t other = blockIdx.x + 1ll; other <= last; ++other) sum += partial[2 * other * width + column];
-  sums[id * width + column] = sum;
+  for (int64_t other = own + 1; other <= last; ++other) sum += *sums.partial_sum(2 * other, column);
+  sums.write(sorted.row(next), column, sum);
+}
+
+// Slices of `stride` numbers, a multiple of four, that are added in order to `count` numbers.
+template <class T>
+struct Slices {
+  const float* data;
+  int64_t slices, stride, count;
+  T* out;
+};
+constexpr int added_at_once = 4 * sum_threads;  // by a block
+
+template <class T>
+__device__ void add_slices(const Slices<T>& slices, int64_t block) {
+  struct alignas(16) Four {
+    float element[4];
+  };
+  const int64_t i = block * added_at_once + 4 * threadIdx.x;
+  if (i >= slices.count) return;
+  Four sum = *reinterpret_cast<const Four*>(slices.data + i);
+#pragma unroll 8
+  for (int64_t slice = 1; slice < slices.slices; ++slice) {
+    const Four other = *reinterpret_cast<const Four*>(slices.data + slice * slices.stride + i);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) sum.element[j] += other.element[j];
+  }
+  T values[4];
+#pragma unroll
+  for (int j = 0; j < 4; ++j) values[j] = from_float<T>(sum.element[j]);
+  Rows<T>{slices.out, slices.count, 1, slices.count}.write(0, i, values);
+}
+
+// The first blocks add pieces, all others slices.
+template <class T>
+__global__ void __launch_bounds__(sum_threads) add_products(Sums<T> sums, Slices<T> slices) {
+  const int64_t block = blockIdx.x;
+  if (block < sums.blocks)
+    sum_piece(sums, block % sums.pieces, block / sums.pieces * sum_columns + 2 * threadIdx.x);
+  else
+    add_slices(slices, block - sums.blocks);
 }
 
 }  // namespace ofa::factorized_embedding

@@ -17,6 +17,9 @@ ORDER = {"cuda": ("cuda", "triton", "reference"), "cpu": ("cpu", "reference")}
 NATIVE_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GPU_CAPABILITY = (8, 0)  # from which on tensor cores take bfloat16 and TF32
 
+_PLAIN = torch.Tensor, torch.nn.Parameter
+_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)  # that watch ops, such as FakeTensorMode
+
 _library = torch.library.Library("ofa_fast", "DEF")
 _forced: list[str] = []
 OPS: dict[str, Op] = {}
@@ -64,6 +67,18 @@ class Op:
     def __call__(self, *args):
         return self._overload(*args)
 
+    def inside(self, *args):
+        """As a call, for an ``autograd.Function``, in which neither autograd nor functorch have anything to do with it.
+
+        Then only modes and subclasses of tensors need the dispatcher: it takes longer than the host's part of a kernel.
+        """
+        if torch.compiler.is_compiling() or _modes():
+            return self._overload(*args)
+        for arg in args:
+            if isinstance(arg, torch.Tensor) and type(arg) not in _PLAIN:
+                return self._overload(*args)
+        return self._run(*args)
+
     def refusal(self, name: str, device: str, dtypes: set[torch.dtype], args: tuple = ()) -> str | None:
         """Why the backend ``name`` cannot run this op on these inputs (on any such inputs without args), or None."""
         if name not in ORDER.get(device, ("reference",)):
@@ -84,13 +99,16 @@ class Op:
         return self.limits[name](*args) if args and name in self.limits else None
 
     def _run(self, *args):
-        tensors = [a for a in args if isinstance(a, torch.Tensor)]
-        if any(t.device != tensors[0].device for t in tensors):  # a kernel would take the address for one of its own
-            names = [argument.name for argument in self._overload._schema.arguments]
-            where = [f"{n} on {a.device}" for n, a in zip(names, args, strict=True) if isinstance(a, torch.Tensor)]
-            raise ValueError(f"{self.name}: all tensors must be on one device, got {', '.join(where)}")
-        device = tensors[0].device.type
-        dtypes = {t.dtype for t in tensors if t.is_floating_point()}
+        where, dtypes = None, set()
+        for arg in args:
+            if isinstance(arg, torch.Tensor):
+                if where is None:
+                    where = arg.device
+                elif arg.device != where:  # a kernel would take the address for one of its own
+                    self._refuse_devices(args)
+                if arg.is_floating_point():
+                    dtypes.add(arg.dtype)
+        device = where.type
         if _forced:
             why_not = self.refusal(_forced[-1], device, dtypes, args)
             if why_not:
@@ -99,6 +117,11 @@ class Op:
         for name in ORDER.get(device, ("reference",)):
             if self.refusal(name, device, dtypes, args) is None:
                 return self.backends[name](*args)
+
+    def _refuse_devices(self, args: tuple) -> None:
+        names = [argument.name for argument in self._overload._schema.arguments]
+        where = [f"{n} on {a.device}" for n, a in zip(names, args, strict=True) if isinstance(a, torch.Tensor)]
+        raise ValueError(f"{self.name}: all tensors must be on one device, got {', '.join(where)}")
 
 
 @functools.cache

@@ -12,6 +12,7 @@ import triton.language as tl
 from triton.runtime.driver import driver
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+CHECKED = tl.constexpr(2048)  # entries that `report_wrong` looks at at once
 
 
 def power_of_2(count: int, least: int = 16) -> int:
@@ -67,3 +68,24 @@ def rows_of(pointer, rows, valid, first, WIDTH: tl.constexpr, COLUMNS: tl.conste
     columns = first + tl.arange(0, WIDTH)
     at = pointer + rows.to(tl.int64)[:, None] * COLUMNS + columns[None, :]
     return tl.load(at, mask=valid[:, None] & (columns < COLUMNS)[None, :], other=0.0)
+
+
+@triton.jit
+def report_wrong(entries, count, rows, ignored, report, IGNORES: tl.constexpr):
+    """By the first program of a grid: into ``report``, of `_reports.py`, the first entry that is none of [0, rows).
+
+    With IGNORES an entry that is ``ignored`` is right as well.
+    """
+    if (tl.program_id(0) == 0) & (tl.program_id(1) == 0):
+        first = tl.zeros((), tl.int32) + count
+        for start in range(0, count, CHECKED):
+            place = start + tl.arange(0, CHECKED)
+            entry = tl.load(entries + place, mask=place < count, other=0)
+            wrong = ((entry < 0) | (entry >= rows)) & (place < count)
+            if IGNORES:
+                wrong = wrong & (entry != ignored)
+            first = tl.minimum(first, tl.min(tl.where(wrong, place, count), 0))
+        found = (first < count) & (tl.load(report, mask=first < count, other=0) < 0)
+        tl.store(report + 1, tl.load(entries + first, mask=found, other=0), mask=found)
+        tl.store(report + 2, tl.zeros((), tl.int64) + rows, mask=found)
+        tl.store(report, first.to(tl.int64), mask=found)

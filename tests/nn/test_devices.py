@@ -73,6 +73,7 @@ def test_an_untied_sparse_embedding(device, dtype):
     assert_near(embedding.basis.grad, exact.basis.grad, torch.float32)
 
 
+@pytest.mark.usefixtures("told_at_once")
 def test_bad_ids_and_labels_are_named(device):
     model = TinyModel(device)
     for bad in (-1, V):

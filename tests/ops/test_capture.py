@@ -8,7 +8,7 @@ import pytest
 import torch
 from checks import backends_of, use
 
-from ofa_fast.ops import _op, factorized_cross_entropy, factorized_embedding
+from ofa_fast.ops import _op, _reports, factorized_cross_entropy, factorized_embedding
 
 V, R, D, N = 40, 12, 20, 9
 
@@ -36,15 +36,21 @@ def _inputs(device="cpu"):
 
 @pytest.mark.parametrize("wrong", [-1, V, 1 << 40, -(1 << 40)])
 @pytest.mark.parametrize(("op", "name"), [(op, name) for op, word in OPS.items() for name in backends_of(word)])
+@pytest.mark.usefixtures("told_at_once")
 def test_wrong_ids(op, wrong, name, monkeypatch):
     """An error, but while capturing as if the position were not there."""
     ids, *tables = _inputs()
     ids[3] = wrong
     with use(name), pytest.raises(IndexError, match=f"got {wrong} at position 3"):
         op(ids, *tables)
-    if name != "triton":
+    if name not in ("cuda", "triton"):
         return
-    monkeypatch.setattr(importlib.import_module(f"ofa_fast.ops.{OPS[op]}.triton"), "capturing", lambda tensor: True)
+    monkeypatch.setattr(_reports, "capturing", lambda tensor: True)
+    monkeypatch.setattr(importlib.import_module("ofa_fast.ops.factorized_embedding").REPORTS, "_records", {})
+    if op is _loss:
+        monkeypatch.setattr(
+            importlib.import_module("ofa_fast.ops.factorized_cross_entropy.triton"), "capturing", lambda tensor: True
+        )
     with use(name):
         got = op(ids, *tables)
     kept = torch.arange(N) != 3
@@ -56,6 +62,30 @@ def test_wrong_ids(op, wrong, name, monkeypatch):
         expected = _loss(torch.where(kept, ids, -100), *tables)
         torch.testing.assert_close(got[:2], expected[:2])
     torch.testing.assert_close(got[-2:], expected[-2:])
+
+
+@pytest.mark.parametrize("name", backends_of("factorized_embedding"))
+def test_wrong_ids_where_nobody_waits(name, monkeypatch):
+    """A later call tells of the first one, once; the backward pass of the same call is such a later call."""
+    monkeypatch.setattr(_reports.Reports, "settle", lambda *_: None)
+    ids, *tables = _inputs()
+    wrong = ids.clone()
+    wrong[[2, 5, 8]] = torch.tensor([-7, V, -8])
+    message = rf"input_ids must lie in \[0, {V}\), got -7 at position 2"
+    with use(name):
+        if name not in ("cuda", "triton"):  # it does not need to wait
+            with pytest.raises(IndexError, match=message + "$"):
+                factorized_embedding(wrong, *tables)
+            return
+        message += "; said of an earlier call"
+        out = factorized_embedding(wrong, *tables)
+        assert (out == 0).all(1).tolist() == [i in (2, 5, 8) for i in range(N)]
+        with pytest.raises(IndexError, match=message):
+            factorized_embedding(ids, *tables)
+        out = factorized_embedding(wrong, *tables)
+        with pytest.raises(IndexError, match=message):
+            out.sum().backward()
+        _lookup(ids, *tables)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

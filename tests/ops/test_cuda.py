@@ -30,8 +30,8 @@ EMULATOR = Path(__file__).parent / "cuda_emulator"
 KERNELS = {
     "topk_similarity": {"measure", "encode", "screen", "screen_wgmma", "first_limit", "settle_queries", "scan"},
     "factorized_embedding": {
-        "count_digits", "accumulate", "place_tokens", "count_heads", "write_groups", "look_up", "sum_pieces",
-        "add_pieces", "project", "multiply_transposed", "add_slices",
+        "look_up", "begin_backward", "add_products", "add_pieces", "count_digits", "accumulate", "place_tokens",
+        "count_heads", "number_rows",
     },
 }  # fmt: skip
 # A handful of every op's tests, beside those that a GPU is given under compute-sanitizer: a product of two tiles takes
@@ -42,20 +42,12 @@ EMULATED = {
     """,
     "factorized_embedding": """
         test_values and tokens or difficult and bfloat16 or sparse and (odd or three) and not float16
-        or padding and float32 or range or around_it and float32
+        or padding and float32 or range or around_it and float32 or place or infinite
     """,
 }
-PRODUCTS = {
-    "screen": "IMMA", "screen_wgmma": "IGMMA", "look_up": "HMMA", "project": "HMMA", "multiply_transposed": "HMMA",
-}  # fmt: skip
-REGISTERS = {"IMMA": 255, "IGMMA": 168, "HMMA": 168, "scan": 80, "settle_queries": 80}  # 64 of the others
-SPILLED = {
-    "screen": 0,
-    "screen_wgmma": 0,
-    "look_up": 96,
-    "project": 96,
-    "multiply_transposed": 96,
-}  # else 16 bytes
+PRODUCTS = {"screen": "IMMA", "screen_wgmma": "IGMMA", "look_up": "HMMA", "begin_backward": "HMMA"}
+REGISTERS = {"IMMA": 255, "IGMMA": 168, "HMMA": 128, "scan": 80, "settle_queries": 80}  # 64 of the others
+SPILLED = {"screen": 0, "screen_wgmma": 0, "begin_backward": 32}  # bytes a thread; 16 of the others
 WITHOUT_WGMMA = {"OFA_NO_WGMMA": "1"}  # as on all GPUs but those of compute capability 9.0
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 in_the_emulator = pytest.mark.skipif(
@@ -86,7 +78,8 @@ def emulated(tmp_path_factory):
         "-Wno-unknown-pragmas",
     ]
     compiler += [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-I{sysconfig.get_path('include')}", "-isystem", pybind11]
-    compiler += ["-include", "cuda_runtime.h", "-DOFA_MODULE=_cuda", "-DOFA_SLAB=256", "-x", "c++", "-c"]
+    small = ["-DOFA_SLAB=256", "-DOFA_SORTED_BY_A_BLOCK=2000"]
+    compiler += ["-include", "cuda_runtime.h", "-DOFA_MODULE=_cuda", *small, "-x", "c++", "-c"]
     compiler += [f"-DOFA_WITH_{op}" for op in KERNELS]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     jobs = [(f"{op}/cuda.cu", ["-O1", "-g1", *sanitizers]) for op in KERNELS]
@@ -125,7 +118,8 @@ def test_in_the_emulator(op, environment, emulated):
 def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
     """Each instantiation, on a GPU with as much shared memory as an H100's, where long rows stay, too."""
     files = [f"tests/ops/test_{op}.py" for op in KERNELS]
-    chosen = f"{gpu.SANITISED.format('cuda')} and not (more_candidates and 800)"  # which takes the emulator seconds
+    slow = "more_candidates and 800 or crowd"  # in the emulator
+    chosen = f"{gpu.SANITISED.format('cuda')} and not ({slow})"
     launched = set()
     for case, environment in enumerate(({}, WITHOUT_WGMMA)):
         said = tmp_path / str(case)
@@ -253,7 +247,7 @@ def test_what_kernels_take_of_a_processor(record_property):
             record_property(f"{name} {architecture}", f"{registers} registers, {stack} B spilled, {shared} B shared")
             assert registers <= REGISTERS.get(PRODUCTS.get(name, name), 64), name
             assert stack + local <= SPILLED.get(name, 16), name
-            assert shared <= 48 << 10, name
+            assert shared <= 49 << 10, name  # of which newer GPUs keep 1 KiB for themselves
     known = {"nothing"}.union(*KERNELS.values())  # which check_device looks for
     assert found and all(kernels == known for kernels in found.values())
     if "sm_80" in found:  # as built by default; a build for one GPU alone has its code and nothing else
@@ -292,7 +286,7 @@ def test_module_without_a_driver():
         assert _op.OPS[op].refusal("cuda", "cuda", {torch.float32}) == "torch finds no GPU"
     with pytest.raises(ValueError, match="must be on a CUDA device"):
         x = torch.zeros(4, 4)
-        _native.cuda.factorized_embedding_forward(torch.zeros(4).long(), x, x, x, torch.zeros(0).byte(), 0)
+        _native.cuda.factorized_embedding_forward(torch.zeros(4).long(), x, x, x, torch.zeros(0).long())
 
 
 def test_a_gpu_that_the_module_has_no_code_for(monkeypatch):

@@ -30,6 +30,7 @@ SHAPES = {  # ids' shape, V, R, D
     "scalar ids": ((), 9, 4, 33),
     "wide": ((250,), 40, 130, 300),
     "blocks": ((2100,), 40, 3, 5),
+    "crowd": ((33_000,), 40, 3, 5),
     "three digits": ((90,), 5_000_000, 1, 2),
 }
 on_every_backend = on_every_backend_of("factorized_embedding")
@@ -151,6 +152,34 @@ def test_sparse_gradients_accumulate_and_are_optimised(optimizer):
     torch.testing.assert_close(coordinates, twin)
 
 
+@on_every_backend
+@pytest.mark.parametrize("shape", [(6,), (2, 3)])
+def test_result_may_be_changed_in_place(name, shape):
+    ids, coordinates, basis = make(shape, 5, 3, 4, torch.float32)
+    with use(name):
+        out = factorized_embedding(ids, coordinates, basis)
+        assert not out._is_view()
+        out += 1
+        out.square().sum().backward()
+    expected = 2 * ((coordinates.detach()[ids] @ basis.detach()) + 1) @ basis.detach().T
+    torch.testing.assert_close(coordinates.grad, torch.zeros(5, 3).index_add_(0, ids.flatten(), expected.view(-1, 3)))
+
+
+@on_every_backend
+def test_what_does_not_count_may_be_infinite(name):
+    """The gradient of a padded position is not used, not even multiplied with zero."""
+    ids, coordinates, basis = make((40,), 7, 12, 20, torch.float32)
+    upstream = torch.randn(40, 20)
+    outcomes = []
+    for padded in (0.0, float("inf"), float("nan")):
+        upstream[ids == 3] = padded
+        with use(name):
+            out = factorized_embedding(ids, coordinates, basis, padding_idx=3)
+            outcomes.append(torch.autograd.grad(out, (coordinates, basis), upstream))
+    for other in outcomes[1:]:
+        assert all(map(torch.equal, outcomes[0], other))
+
+
 def test_large_dense_gradient_is_an_ordinary_tensor():
     ids, coordinates, basis = make((300,), 90_000, 100, 8, torch.float32)  # 36 MB
     factorized_embedding(ids, coordinates, basis).sum().backward()
@@ -240,6 +269,7 @@ def test_forked_child():
 
 @on_every_backend
 @pytest.mark.parametrize("bad", [-1, 7])
+@pytest.mark.usefixtures("told_at_once")
 def test_ids_out_of_range(name, bad):
     ids = torch.tensor([0, 6, bad])
     with use(name), pytest.raises(IndexError, match=rf"input_ids must lie in \[0, 7\), got {bad} at position 2"):

@@ -49,7 +49,7 @@ INTERPRETED = {
         exact and (screened or odd or hostile and cosine and (clus or dup)) and not float16 or nan
         or small_tiles and many or odd and float16
     """,
-    "factorized_embedding": "not (panels or wide or many or blocks or threads or sparse and float16)",
+    "factorized_embedding": "not (panels or wide or many or blocks or crowd or threads or sparse and float16)",
     "factorized_cross_entropy": """
         small and not losses or odd or one or difficult and bfloat16 or mixed and bfloat16 or smoothing and none
         or nothing or ignored or infinite_gradients or certain or range or contiguous or opcheck or fullgraph or float64

@@ -9,10 +9,12 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ofa_fast import _native
-from ofa_fast.ops._op import Op, capturing, on_first_use, workspace
+from ofa_fast.ops._op import Op, on_first_use, workspace
+from ofa_fast.ops._reports import Reports
 from ofa_fast.ops.factorized_embedding import reference
 
 _HUGE_PAGE = 1 << 21
+REPORTS = Reports("input_ids must lie in [0, {rows})")
 _LARGE = 1 << 25  # bytes from which malloc, too, asks the kernel for new pages every time
 
 
@@ -43,19 +45,19 @@ def _forward_native(ids, coordinates, basis):
     return out
 
 
-def _group(native, ids, coordinates, padding_idx):
+def _group(ids, coordinates, padding_idx):
     """Tokens sorted by id, where each id's begin, the distinct ids, and how many there are."""
     n = len(ids)
     groups = ids.new_empty(n), ids.new_empty(n + 1), ids.new_empty(n), ids.new_empty(1)
-    scratch = workspace(native.factorized_embedding_group_workspace(n), ids)
-    native.factorized_embedding_group(ids.contiguous(), len(coordinates), padding_idx, *groups, scratch)
+    scratch = workspace(_native.cpu.factorized_embedding_group_workspace(n), ids)
+    _native.cpu.factorized_embedding_group(ids.contiguous(), len(coordinates), padding_idx, *groups, scratch)
     return groups
 
 
 def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
     (n,), (r, d) = ids.shape, basis.shape
     threads = torch.get_num_threads()
-    order, first, distinct, count = _group(_native.cpu, ids, coordinates, padding_idx)
+    order, first, distinct, count = _group(ids, coordinates, padding_idx)
     u = int(count)
     grad_coordinates = grad_basis = grad.new_empty(0)
     if needs[0]:
@@ -73,34 +75,33 @@ def _backward_native(grad, ids, coordinates, basis, padding_idx, sparse, needs):
 
 
 def _forward_cuda(ids, coordinates, basis):
+    report = REPORTS.record(ids)
     out = coordinates.new_empty(len(ids), basis.shape[1])
-    nothing = workspace(0, out)
     _native.cuda.factorized_embedding_forward(
-        ids.contiguous(), coordinates.contiguous(), basis.contiguous(), out, nothing, 0
+        ids.contiguous(), coordinates.contiguous(), basis.contiguous(), out, report
     )
-    if not capturing(ids):  # asked last, when everything is under way: the kernel reads no row that is not there
-        reference.check_ids(ids, coordinates)
+    REPORTS.settle(ids)
     return out
 
 
 def _backward_cuda(grad, ids, coordinates, basis, padding_idx, sparse, needs):
-    """Ids are those that the forward pass has checked, or, in a CUDA graph, nobody: then wrong ones get no gradient."""
+    """Wrong ids get no gradient. Only a sparse gradient waits for the device, to learn how many rows it has."""
+    REPORTS.raise_earlier(ids)
     (n,), (v, r), d = ids.shape, coordinates.shape, basis.shape[1]
-    groups = _group(_native.cuda, ids, coordinates, padding_idx)
-    grad_coordinates = grad_basis = grad.new_empty(0)
-    if needs[0] and sparse:
-        distinct = groups[2][: int(groups[3])].clone()  # waits for the device
-        grad_coordinates = grad.new_empty(len(distinct), r)
-    elif needs[0]:
-        grad_coordinates = coordinates.new_zeros(v, r)
-    if needs[1]:
-        grad_basis = torch.empty_like(basis, memory_format=torch.contiguous_format)
-    scratch = workspace(_native.cuda.factorized_embedding_backward_workspace(n, min(n, v), r, d, 0), grad)
-    tables = coordinates.contiguous(), basis.contiguous()
+    nothing = grad.new_empty(0)
+    sparse = sparse and needs[0]
+    grad_coordinates = coordinates.new_empty(min(n, v) if sparse else v, r) if needs[0] else nothing
+    grad_basis = basis.new_empty(r, d) if needs[1] else nothing
+    distinct = ids.new_empty(n + 1 if sparse else 0)
+    scratch = workspace(_native.cuda.factorized_embedding_backward_workspace(n, r, d), grad)
     _native.cuda.factorized_embedding_backward(
-        grad.contiguous(), *groups, *tables, grad_coordinates, grad_basis, scratch, 0
-    )
-    return _sparse(distinct, grad_coordinates, coordinates) if sparse and needs[0] else grad_coordinates, grad_basis
+        grad.contiguous(), ids.contiguous(), padding_idx, coordinates.contiguous(), basis.contiguous(),
+        grad_coordinates, grad_basis, distinct, scratch,
+    )  # fmt: skip
+    if sparse:
+        u = int(distinct[-1])
+        grad_coordinates = _sparse(distinct[:u], grad_coordinates[:u], coordinates)
+    return grad_coordinates, grad_basis
 
 
 def _gpu_limit(ids, coordinates):
@@ -160,18 +161,38 @@ _backward = Op(
 )
 
 
+def _look_up(forward, input_ids, coordinates, basis):
+    """Flat ids, and the result, which is no view: autograd would give one a node, and let nobody change it in place."""
+    ids = input_ids if input_ids.dim() == 1 else input_ids.reshape(-1)
+    ids = ids if ids.dtype == torch.int64 else ids.long()
+    out = forward(ids, coordinates, basis)
+    if input_ids.dim() != 1:
+        out = torch.ops.aten._unsafe_view.default(out, (*input_ids.shape, basis.shape[1]))
+    return ids, out
+
+
 class _FactorizedEmbedding(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, ids, coordinates, basis, padding_idx, sparse, needs):
+    def forward(ctx, input_ids, coordinates, basis, padding_idx, sparse, needs):
+        ids, out = _look_up(_forward.inside, input_ids, coordinates, basis)
         ctx.save_for_backward(ids, coordinates, basis)
         ctx.options = padding_idx, sparse, needs
-        return _forward(ids, coordinates, basis)
+        return out
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
-        grads = _backward(grad, *ctx.saved_tensors, *ctx.options)
-        return None, *(g if need else None for g, need in zip(grads, ctx.options[-1], strict=True)), None, None, None
+        if torch.is_grad_enabled():  # somebody asks for a graph of this
+            return once_differentiable(_gradients)(ctx, grad)
+        return _gradients(ctx, grad)
+
+
+def _gradients(ctx, grad):
+    ids, coordinates, basis = ctx.saved_tensors
+    if grad.dim() != 2:
+        grad = grad.reshape(ids.shape[0], basis.shape[1])
+    grad_coordinates, grad_basis = _backward.inside(grad, ids, coordinates, basis, *ctx.options)
+    needs = ctx.options[-1]
+    return None, grad_coordinates if needs[0] else None, grad_basis if needs[1] else None, None, None, None
 
 
 def factorized_embedding(
@@ -197,7 +218,9 @@ def factorized_embedding(
         [..., D], of the tables' dtype, differentiable once in ``coordinates`` and ``basis``; frozen ones cost nothing.
 
     Raises:
-        IndexError: an id lies outside [0, V). TypeError: a dtype. ValueError: a shape or ``padding_idx``.
+        IndexError: an id lies outside [0, V). On a GPU, which is not waited for, a later call or the backward pass
+            raises it; until then such an id has a row of zeros and no gradient. With CUDA_LAUNCH_BLOCKING=1 in the
+            environment the call itself does. TypeError: a dtype. ValueError: a shape or ``padding_idx``.
 
     Products of float32, bfloat16 and float16 are summed in float32. Results are deterministic and do not depend on the
     number of threads; a row does not depend on the ids around it. Gradients of equal ids are summed in token order.
@@ -225,9 +248,6 @@ def factorized_embedding(
         raise ValueError(f"padding_idx must lie in the table of {v} rows, got {padding_idx}")
     padding_idx = -1 if padding_idx is None else padding_idx % v
     needs = [torch.is_grad_enabled() and t.requires_grad for t in (coordinates, basis)]
-    ids = input_ids.reshape(-1).long()
     if any(needs):
-        out = _FactorizedEmbedding.apply(ids, coordinates, basis, padding_idx, sparse, needs)
-    else:
-        out = _forward(ids, coordinates, basis)
-    return out.view(*input_ids.shape, basis.shape[1])
+        return _FactorizedEmbedding.apply(input_ids, coordinates, basis, padding_idx, sparse, needs)
+    return _look_up(_forward, input_ids, coordinates, basis)[1]

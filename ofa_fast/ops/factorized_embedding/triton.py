@@ -13,9 +13,8 @@ import torch
 import triton
 import triton.language as tl
 
-from ofa_fast.ops._op import capturing
-from ofa_fast.ops._triton import dot, power_of_2, rounded
-from ofa_fast.ops.factorized_embedding import _sparse, reference
+from ofa_fast.ops._triton import dot, power_of_2, report_wrong, rounded
+from ofa_fast.ops.factorized_embedding import REPORTS, _sparse
 
 SLICES = 16  # of the tokens, at most, that `_basis` sums apart: enough programs for small tables
 SEGMENT_BLOCKS = 32  # partial rows that `_add_segments` adds at once
@@ -23,9 +22,12 @@ SEGMENT_BLOCKS = 32  # partial rows that `_add_segments` adds at once
 
 @triton.jit
 def _lookup(
-    ids, table, basis, out, tokens, vocabulary,
+    ids, table, basis, out, report, tokens, vocabulary,
     R: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_R: tl.constexpr,
+    REPORTS: tl.constexpr,
 ):  # fmt: skip
+    if REPORTS:
+        report_wrong(ids, tokens, vocabulary, 0, report, IGNORES=False)
     token = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     column = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     row = tl.load(ids + token, mask=token < tokens, other=-1)
@@ -79,13 +81,17 @@ def _project(
 
 @triton.jit
 def _add_segments(
-    partial, ends, rows, out,
-    R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCKS: tl.constexpr,
+    partial, ids, ends, rows, out, vocabulary, padding,
+    R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_R: tl.constexpr, BLOCKS: tl.constexpr, SPARSE: tl.constexpr,
 ):  # fmt: skip
-    """Row rows[i] of ``out``, where it is not -1: the partial rows from i on, one a block, up to the end of the id."""
+    """The row of ``out`` of the id that begins at this place: the partial rows from here on, one a block."""
     place = tl.program_id(0)
-    row = tl.load(rows + place)
-    if row >= 0:
+    row = tl.load(ids + place)
+    before = tl.load(ids + place - 1, mask=place > 0, other=-1)
+    # Nobody has waited for the check of the ids: those that are none get no gradient.
+    if (row != before) & (row != padding) & (row >= 0) & (row < vocabulary):
+        if SPARSE:
+            row = tl.load(rows + place)
         depth = tl.program_id(1) * BLOCK_R + tl.arange(0, BLOCK_R)
         inside = depth < R
         end = tl.load(ends + place)
@@ -132,20 +138,22 @@ def _blocks(dtype):
 
 def forward(ids, coordinates, basis):
     (n,), (r, d) = ids.shape, basis.shape
+    report = REPORTS.record(ids)
     out = coordinates.new_empty(n, d)
     rows, columns, depth = _blocks(basis.dtype)
     if out.numel():
         grid = triton.cdiv(n, rows), triton.cdiv(d, columns)
         _lookup[grid](
-            ids.contiguous(), coordinates.contiguous(), basis.contiguous(), out, n, len(coordinates),
-            R=r, D=d, BLOCK_N=rows, BLOCK_D=columns, BLOCK_R=min(depth, power_of_2(r)), num_warps=4, num_stages=3,
+            ids.contiguous(), coordinates.contiguous(), basis.contiguous(), out, report, n, len(coordinates),
+            R=r, D=d, BLOCK_N=rows, BLOCK_D=columns, BLOCK_R=min(depth, power_of_2(r)),
+            REPORTS=report.numel() > 0, num_warps=4, num_stages=3,
         )  # fmt: skip
-    if not capturing(ids):  # asked last, when everything is under way: the kernel reads no row that is not there
-        reference.check_ids(ids, coordinates)
+    REPORTS.settle(ids)
     return out
 
 
 def backward(grad, ids, coordinates, basis, padding_idx, sparse, needs):
+    REPORTS.raise_earlier(ids)
     grad, ids, coordinates, basis = (t.contiguous() for t in (grad, ids, coordinates, basis))
     nothing = grad.new_empty(0)
     return (
@@ -159,14 +167,13 @@ def _grad_coordinates(grad, ids, coordinates, basis, padding_idx, sparse):
     block, _, depth = _blocks(basis.dtype)
     width = min(64, power_of_2(r))  # with 128 the two products of `_project` would not fit into registers
     sorted_ids, order = ids.sort(stable=True)
-    # While a CUDA graph is captured nobody has checked the ids: then those that are none get no gradient.
-    starts = (sorted_ids != padding_idx) & (sorted_ids >= 0) & (sorted_ids < len(coordinates))
-    starts[1:] &= sorted_ids[1:] != sorted_ids[:-1]
     if sparse:
-        distinct = sorted_ids[starts]
-        out, rows = coordinates.new_empty(len(distinct), r), torch.where(starts, starts.cumsum(0) - 1, -1)
+        starts = (sorted_ids != padding_idx) & (sorted_ids >= 0) & (sorted_ids < len(coordinates))
+        starts[1:] &= sorted_ids[1:] != sorted_ids[:-1]
+        distinct, rows = sorted_ids[starts], starts.cumsum(0) - 1
+        out = coordinates.new_empty(len(distinct), r)
     else:
-        out, rows = coordinates.new_zeros(coordinates.shape), torch.where(starts, sorted_ids, -1)
+        out, rows = coordinates.new_zeros(coordinates.shape), order
     if n and r:
         partial = grad.new_empty(n, r, dtype=torch.float32)
         ends = torch.searchsorted(sorted_ids, sorted_ids, right=True)
@@ -175,8 +182,9 @@ def _grad_coordinates(grad, ids, coordinates, basis, padding_idx, sparse):
             R=r, D=d, BLOCK_N=block, BLOCK_R=width, BLOCK_D=min(depth, power_of_2(d)), num_warps=8, num_stages=3,
         )  # fmt: skip
         _add_segments[n, triton.cdiv(r, width)](
-            partial, ends, rows, out, R=r, BLOCK_N=block, BLOCK_R=width, BLOCKS=SEGMENT_BLOCKS, num_warps=1
-        )
+            partial, sorted_ids, ends, rows, out, len(coordinates), padding_idx,
+            R=r, BLOCK_N=block, BLOCK_R=width, BLOCKS=SEGMENT_BLOCKS, SPARSE=sparse, num_warps=1,
+        )  # fmt: skip
     return _sparse(distinct, out, coordinates) if sparse else out
 
 

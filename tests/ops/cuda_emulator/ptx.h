@@ -24,17 +24,35 @@ void wait_for_copies() {
   }
 }
 
-inline void load_matrices(uint32_t (&word)[4], const void* row) {
+// load(m, address of row i of matrix m) for each of four matrices.
+template <class Load>
+void load_matrices(const char* instruction, const void* row, const Load& load) {
   emulator::Warp::Deposit own{};
   own.value = reinterpret_cast<uintptr_t>(row);
-  const auto* const all = emulator::exchange("ldmatrix", own);
-  const int lane = emulator::block()->now % 32;
+  const auto* const all = emulator::exchange(instruction, own);
   for (int m = 0; m < 4; ++m) {
     unsigned banks = 0;
     for (int i = 0; i < 8; ++i) banks |= 1u << all[8 * m + i].value % 128 / 16;
     if (banks != 0xff) emulator::fail("rows of a matrix in the same banks of shared memory");
-    std::memcpy(&word[m], reinterpret_cast<const uint8_t*>(all[8 * m + lane / 4].value) + 4 * (lane % 4), 4);
+    load(m, [&](int i) { return reinterpret_cast<const uint8_t*>(all[8 * m + i].value); });
   }
+}
+inline void load_matrices(uint32_t (&word)[4], const void* row) {
+  const int lane = emulator::block()->now % 32;
+  load_matrices("ldmatrix", row, [&](int m, auto at) { std::memcpy(&word[m], at(lane / 4) + 4 * (lane % 4), 4); });
+}
+inline void load_matrices_transposed(uint32_t (&word)[4], const void* row) {
+  const int lane = emulator::block()->now % 32;
+  load_matrices("ldmatrix.trans", row, [&](int m, auto at) {
+    uint16_t half[2];
+    for (int i = 0; i < 2; ++i) std::memcpy(&half[i], at(2 * (lane % 4) + i) + 2 * (lane / 4), 2);
+    std::memcpy(&word[m], half, 4);
+  });
+}
+
+inline void write_zeros(void* to) {
+  if (reinterpret_cast<uintptr_t>(to) % 16) emulator::fail("zeros that are not aligned to 16 bytes");
+  std::memset(to, 0, 16);
 }
 
 struct Half {
