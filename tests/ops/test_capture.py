@@ -46,11 +46,7 @@ def test_wrong_ids(op, wrong, name, monkeypatch):
     if name not in ("cuda", "triton"):
         return
     monkeypatch.setattr(_reports, "capturing", lambda tensor: True)
-    monkeypatch.setattr(importlib.import_module("ofa_fast.ops.factorized_embedding").REPORTS, "_records", {})
-    if op is _loss:
-        monkeypatch.setattr(
-            importlib.import_module("ofa_fast.ops.factorized_cross_entropy.triton"), "capturing", lambda tensor: True
-        )
+    monkeypatch.setattr(importlib.import_module(f"ofa_fast.ops.{OPS[op]}").REPORTS, "_records", {})
     with use(name):
         got = op(ids, *tables)
     kept = torch.arange(N) != 3
@@ -64,28 +60,35 @@ def test_wrong_ids(op, wrong, name, monkeypatch):
     torch.testing.assert_close(got[-2:], expected[-2:])
 
 
-@pytest.mark.parametrize("name", backends_of("factorized_embedding"))
-def test_wrong_ids_where_nobody_waits(name, monkeypatch):
+@pytest.mark.parametrize(("op", "name"), [(op, name) for op, word in OPS.items() for name in backends_of(word)])
+def test_wrong_ids_where_nobody_waits(op, name, monkeypatch):
     """A later call tells of the first one, once; the backward pass of the same call is such a later call."""
     monkeypatch.setattr(_reports.Reports, "settle", lambda *_: None)
     ids, *tables = _inputs()
     wrong = ids.clone()
     wrong[[2, 5, 8]] = torch.tensor([-7, V, -8])
-    message = rf"input_ids must lie in \[0, {V}\), got -7 at position 2"
+    message = rf"must lie in \[0, {V}\).*, got -7 at position 2"
+    hidden = torch.ones(N, D)
+
+    def forward(ids):
+        if op is _lookup:
+            return factorized_embedding(ids, *tables)
+        return factorized_cross_entropy(hidden, *tables, ids, reduction="none")[:, None]
+
     with use(name):
         if name not in ("cuda", "triton"):  # it does not need to wait
             with pytest.raises(IndexError, match=message + "$"):
-                factorized_embedding(wrong, *tables)
+                forward(wrong)
             return
         message += "; said of an earlier call"
-        out = factorized_embedding(wrong, *tables)
+        out = forward(wrong)
         assert (out == 0).all(1).tolist() == [i in (2, 5, 8) for i in range(N)]
         with pytest.raises(IndexError, match=message):
-            factorized_embedding(ids, *tables)
-        out = factorized_embedding(wrong, *tables)
+            forward(ids)
+        out = forward(wrong)
         with pytest.raises(IndexError, match=message):
             out.sum().backward()
-        _lookup(ids, *tables)
+        op(ids, *tables)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")

@@ -26,6 +26,7 @@ from checks import (
 from ofa_fast.ops import factorized_cross_entropy
 from ofa_fast.ops.factorized_cross_entropy import reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")  # the tests of threads set their own number
 BACKENDS, on_every_backend = backends_of("factorized_cross_entropy"), on_every_backend_of("factorized_cross_entropy")
 SHAPES = {  # labels' shape, V, R, D
     "small": ((7,), 11, 3, 5),
@@ -51,13 +52,6 @@ def make(shape, v, r, d, dtype=torch.float64, labelled=1.0):
     labels = torch.randint(v, shape, generator=generator)
     labels[torch.rand(shape, generator=generator) > labelled] = -100
     return leaf(*shape, d, scale=d**-0.5), leaf(v, r, scale=r**-0.5), leaf(r, d), labels, leaf(v)
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Enough for small inputs, and quicker on a busy machine; the tests of threads set their own number."""
-    with threads(1):
-        yield
 
 
 @on_every_backend
@@ -358,12 +352,13 @@ def test_logits_never_exist():
     assert extra < 48
 
 
+@pytest.mark.usefixtures("told_at_once")
 @on_every_backend
 @pytest.mark.parametrize("bad", [-1, 7])
 def test_labels_out_of_range(name, bad):
-    labels = torch.tensor([0, 6, -100, bad])
+    inputs = torch.randn(4, 3), torch.randn(7, 2), torch.randn(2, 3), torch.tensor([0, 6, -100, bad])
     with use(name), pytest.raises(IndexError, match=rf"labels must lie in \[0, 7\) .* got {bad} at position 3"):
-        factorized_cross_entropy(torch.randn(4, 3), torch.randn(7, 2), torch.randn(2, 3), labels)
+        factorized_cross_entropy(*inputs)
 
 
 def test_backward_through_backward_is_refused():

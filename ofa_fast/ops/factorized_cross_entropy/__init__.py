@@ -10,9 +10,11 @@ from torch.autograd.function import once_differentiable
 
 from ofa_fast import _native
 from ofa_fast.ops._op import Op, on_first_use, workspace
+from ofa_fast.ops._reports import Reports
 from ofa_fast.ops.factorized_cross_entropy import reference
 
 TRITON_RANK = 512  # of which the sums of a tile of positions still fit into registers
+REPORTS = Reports("labels must lie in [0, {rows}) or be ignore_index")  # of wrong labels, on GPUs
 REFERENCE_LOGITS = 1 << 25  # at a time: it takes over where no kernel fits, and there too memory has a bound
 
 
@@ -183,6 +185,8 @@ def factorized_cross_entropy(
 
     Raises:
         IndexError: a label lies outside [0, V). TypeError: a dtype. ValueError: a shape, reduction or weight.
+            A GPU is not waited for: there it is one of the next calls, or the backward pass, that tells of a wrong
+            label, which counts as ignored until then (CUDA_LAUNCH_BLOCKING=1 makes the call itself tell).
 
     Under autocast on a GPU it is computed as ``F.linear`` would be, in autocast's dtype, but for the sums, which are
     float32; on a CPU, whose float32 products are as fast, autocast changes nothing.

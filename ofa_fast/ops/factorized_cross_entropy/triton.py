@@ -1,7 +1,6 @@
 """Launches the Triton kernels of the factorised cross entropy; see `triton_kernels.py` for how they work.
 
-Nothing here waits for the device, but for the check of the labels, which comes last and not while a CUDA graph is
-captured. So shapes depend on N, and how many positions are labelled stays on the device.
+Nothing here waits for the device. So shapes depend on N, and how many positions are labelled stays on the device.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import itertools
 import torch
 import triton
 
-from ofa_fast.ops._op import capturing
 from ofa_fast.ops._triton import capability, processors, roomy
-from ofa_fast.ops.factorized_cross_entropy import _gradients, _outputs, reference
+from ofa_fast.ops.factorized_cross_entropy import REPORTS, _gradients, _outputs, reference
 from ofa_fast.ops.factorized_cross_entropy.triton_kernels import _backward, _forward
 from ofa_fast.ops.factorized_cross_entropy.triton_positions import _finish, _gather, _keys, _prepare
 
@@ -59,7 +57,7 @@ class _Sorted:
     is no id counts as unlabelled: nothing is read there.
     """
 
-    def __init__(self, hidden, coordinates, basis, labels, ignore_index):
+    def __init__(self, hidden, coordinates, basis, labels, ignore_index, report=None):
         dtypes = {hidden.dtype, coordinates.dtype, basis.dtype}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         (n,), (self.v, self.r) = labels.shape, coordinates.shape
@@ -67,7 +65,10 @@ class _Sorted:
         (self.block, self.step), self.compiled = _tiles(self.dtype, self.r)  # rows that a program owns, and passes over
         self.rows = triton.cdiv(n, MOST_ROWS) * MOST_ROWS  # so that tiles of positions need no masks
         keys, self.ignored = labels.new_empty(n, dtype=torch.int32), labels.new_empty(n, dtype=torch.bool)
-        _keys[(triton.cdiv(n, 256),)](labels, keys, self.ignored.view(torch.int8), n, self.v, ignore_index, BLOCK=256)
+        _keys[(triton.cdiv(n, 256),)](
+            labels, keys, self.ignored.view(torch.int8), labels if report is None else report, n, self.v, ignore_index,
+            BLOCK=256, REPORTS=report is not None and report.numel() > 0,
+        )  # fmt: skip
         self.keys, self.order = keys.sort(stable=True)
         self.projected = hidden.to(self.dtype) @ basis.to(self.dtype).T
 
@@ -79,13 +80,13 @@ def forward(hidden, coordinates, basis, labels, bias, ignore_index, with_others)
     loss, lse, others = _outputs(hidden, coordinates, basis, labels, bias, ignore_index, with_others)
     if len(labels) and len(coordinates):
         _run_forward(hidden, coordinates.contiguous(), basis, labels, bias, ignore_index, loss, lse, others)
-    if not capturing(labels):  # asked last, when everything is under way
+    else:
         reference.check_labels(labels, coordinates, ignore_index)
     return loss, lse, others
 
 
 def _run_forward(hidden, coordinates, basis, labels, bias, ignore_index, loss, lse, others):
-    some = _Sorted(hidden, coordinates, basis, labels, ignore_index)
+    some = _Sorted(hidden, coordinates, basis, labels, ignore_index, REPORTS.record(labels))
     n, v, r, width, (a, b, c) = len(labels), some.v, some.r, sum(some.parts), some.parts
     count = torch.searchsorted(some.keys, v, out_int32=True)
     states = some.empty(some.rows, width, dtype=some.dtype)
@@ -106,9 +107,11 @@ def _run_forward(hidden, coordinates, basis, labels, bias, ignore_index, loss, l
         *inputs, some.order, loss, lse, others, n, v, most, **shared, WIDTH=width,
         SPLITS=triton.next_power_of_2(most), num_warps=1,
     )  # fmt: skip
+    REPORTS.settle(labels)
 
 
 def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss, lse, others, ignore_index, needs):
+    REPORTS.raise_earlier(labels)
     if not (len(labels) and len(coordinates)):
         inputs = zip((hidden, coordinates, basis, bias), needs, strict=True)
         return tuple(torch.zeros_like(t) if need else loss.new_empty(0) for t, need in inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ofa_fast.ops._triton import rounded
+from ofa_fast.ops._triton import report_wrong, rounded
 from ofa_fast.ops.factorized_cross_entropy.triton_kernels import LN_2, _share
 
 
@@ -25,8 +25,11 @@ def _expm1(x):
 
 
 @triton.jit
-def _keys(labels, keys, ignored, positions, vocabulary, ignore_index, BLOCK: tl.constexpr):
+def _keys(labels, keys, ignored, report, positions, vocabulary, ignore_index,
+          BLOCK: tl.constexpr, REPORTS: tl.constexpr):  # fmt: skip
     """What positions are sorted by: the label, or ``vocabulary`` where there is none."""
+    if REPORTS:
+        report_wrong(labels, positions, vocabulary, ignore_index, report, IGNORES=True)
     position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = position < positions
     label = tl.load(labels + position, mask=inside, other=0)
