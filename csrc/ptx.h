@@ -106,9 +106,9 @@ __device__ inline void multiply_bytes(int32_t (&s)[4], const uint32_t (&a)[4], u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
-// Shared memory whose size the launch tells, aligned to 128 bytes.
+// Shared memory whose size the launch tells, aligned to 256 bytes, as swizzling by addresses wants it.
 __device__ inline uint8_t* dynamic_shared() {
-  extern __shared__ __align__(128) uint8_t memory[];
+  extern __shared__ __align__(256) uint8_t memory[];
   return memory;
 }
 

@@ -3,9 +3,9 @@
 // enough. That leaves every product as it is and spreads large entries, so that one scale does for many. The turned row
 // is scale * its codes to within `residual`.
 //
-// Codes lie as tensor cores read them: in tiles of 128 rows, of each the first 16 codes of all rows, then the next 16.
-// Eight rows of those are 128 bytes side by side, in different banks of shared memory; and any depth of a tile's rows
-// is one piece of memory.
+// Codes lie as tensor cores read them: in tiles of 128 rows, of each the first 32 codes of all rows, then the next 32.
+// Of every second four rows the halves of 32 codes change places: eight rows of 16 codes then lie in different banks of
+// shared memory, as do four rows of 32. And any depth of a tile's rows is one piece of memory.
 #pragma once
 
 #include "topk_similarity/cuda_exact.h"
@@ -14,11 +14,12 @@ namespace ofa::topk_similarity {
 
 constexpr int turned = 64, half_turned = turned / 2;  // columns that are turned together
 constexpr int query_tile = 256, key_tile = 128, encoded_at_once = 128, encode_threads = 256;
-constexpr int chunk = 16, chunk_bytes = encoded_at_once * chunk;  // of a tile
+constexpr int chunk = 16, slice_row = 2 * chunk;  // codes, which are bytes
 
 // Of a code within its tile.
 __host__ __device__ constexpr int code_offset(int row, int column) {
-  return column / chunk * chunk_bytes + row * chunk + column % chunk;
+  return (column / slice_row * encoded_at_once + row) * slice_row + (column / chunk ^ row / 4) % 2 * chunk +
+         column % chunk;
 }
 
 struct alignas(16) KeyTile {

@@ -26,11 +26,12 @@ inline int wgmma_stages(int64_t shared, int64_t padded) {
   return static_cast<int>(left < 0 ? 0 : left / key_bytes < most_stages ? left / key_bytes : most_stages);
 }
 
-// A tile of codes in shared memory, from a row and column on, as warpgroups take their operands: 8 x 16-byte matrices,
-// `chunk_bytes` from one to the next along a row and eight rows down the column.
+// A tile of codes in shared memory, from a row and column on, as warpgroups take their operands: eight rows of 32 bytes
+// after the other, of which bit 4 of an address is changed by bit 7 (what they call swizzling of 32 bytes).
 __device__ inline uint64_t operand(const void* codes) {
   const auto field = [](uint32_t bytes) { return static_cast<uint64_t>(bytes >> 4 & 0x3fff); };
-  return field(shared_address(codes)) | field(chunk_bytes) << 16 | field(8 * chunk) << 32;
+  constexpr uint64_t no_stride = 1, swizzled_by_32 = 3;
+  return field(shared_address(codes)) | no_stride << 16 | field(8 * slice_row) << 32 | swizzled_by_32 << 62;
 }
 // What moves an operand; its address comes in units of 16 bytes.
 __device__ constexpr uint64_t moved(int rows, int columns) { return code_offset(rows, columns) >> 4; }

@@ -198,12 +198,15 @@ inline void multiply_tiles(int32_t (&sum)[64], uint64_t left, uint64_t right, bo
   emulator::fiber().open_products.push_back({&sum, left, right, add});
 }
 
-// 16 bytes of a row, as an operand's descriptor has them: 14 bits each of the address, and of the strides from one
-// 8 x 16-byte matrix to the next along the row and down the column, in units of 16 bytes; the rest, swizzling, is 0.
+// 16 bytes of a row, as an operand's descriptor has them: 14 bits each of the address, of a stride that counts for
+// nothing here, and of the stride from eight rows to the next, in units of 16 bytes; and that rows are 32 bytes, of
+// whose addresses bit 7 changes bit 4.
 inline const int8_t* operand_bytes(uint64_t operand, int row, int half) {
-  if (operand & ~0x00003fff3fff3fffull) emulator::fail("an operand with swizzling");
+  if ((operand & ~0x00003fff3fff3fffull) != 3ull << 62) emulator::fail("an operand that is not swizzled by 32 bytes");
   const auto field = [&](int from) { return static_cast<uint32_t>(operand >> from & 0x3fff) << 4; };
-  const uint32_t address = field(0) + half * field(16) + row / 8 * field(32) + row % 8 * 16;
+  if (field(0) % 32) emulator::fail("an operand that does not begin with a row");
+  uint32_t address = field(0) + row / 8 * field(32) + row % 8 * 32 + half * 16;
+  address ^= address >> 3 & 16;
   return reinterpret_cast<const int8_t*>(dynamic_shared() + (address - dynamic_from));
 }
 inline void compute(const emulator::Product& product) {
