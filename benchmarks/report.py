@@ -128,20 +128,25 @@ def of_gpu_script(result: dict) -> bool:
 
 
 def gpu_section(result: dict) -> list[str]:
-    """What `benchmarks/gpu.py` measured: every entry alone, so there is one time each; ours by backend."""
+    """What `benchmarks/gpu.py` measured: p50 of ours alone, by backend; peers in turns with the first of them."""
     described = result.get("machine")
     cells = [["", "ours", "on", "best peer", "over ours", "memory"]]
     for op, measured in result["ops"].items():
         for size, found in measured.get("ops", {}).get(op, {}).items():
             peers = result["peers"].get(op, {}).get(size, {}).get("entries", {})
-            least, best = min(((peer["p50"], name) for name, peer in peers.items()), default=(None, ""))
-            for backend, entry in found["entries"].items():
-                theirs = ["", ""] if least is None else [f"{best}: {duration(least)}", f"{least / entry['p50']:.2f}×"]
+            others = ((peer["p50"], name) for name, peer in peers.items() if name != OURS)
+            least, best = min(others, default=(None, ""))
+            for i, (backend, entry) in enumerate(found["entries"].items()):
+                beside = entry if i or OURS not in peers else peers[OURS]
+                theirs = ["", ""] if least is None else [f"{best}: {duration(least)}", f"{least / beside['p50']:.2f}×"]
                 cells.append([f"`{op}`, {size}", duration(entry["p50"]), backend, *theirs, memory(entry)])
     return [
         *("", f"## {title(described) if described else 'A GPU'}, by `benchmarks/gpu.py`", ""),
         *(facts(described) if described else "Of a machine that is not known.", ""),
-        *(f"Commit {result.get('commit', 'unknown')}; each entry was timed alone, and p50 is shown.", ""),
+        *(
+            f"Commit {result.get('commit', 'unknown')}; p50 of ours alone; ratios are of runs in turns with peers.",
+            "",
+        ),
         *rows(cells),
     ]
 

@@ -37,7 +37,7 @@ def test_every_step(tmp_path):
         (size,) = results["ops"][op]["ops"][op].values()
         assert set(size["entries"]) == {"cpu", "reference"} and not size["failed"]
         (others,) = results["peers"][op].values()
-        assert len(others["entries"]) == 1 and not others["failed"]
+        assert len(others["entries"]) == 2 and not others["failed"]
     (search,) = results["ops"]["topk_similarity"]["ops"]["topk_similarity"].values()
     assert all(set(entry["report"]) == {"undecided", "rescored"} for entry in search["entries"].values())
     training = results["jobs"]["training"]
@@ -239,7 +239,9 @@ def test_an_entry_that_fails_costs_no_other(tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_steps.harness, "run", lambda contest, *_, **__: _ran(contest))
     gpu_steps.peers(found)
     result = json.loads(file.read_text())["ops"]["truncated_svd"]["small"]
-    assert list(result["entries"]) == ["sound"] and result["failed"] == {"broken": "Strange: no kernel image"}
+    assert list(result["entries"]) == ["ofa-fast", "sound"] and result["failed"] == {
+        "broken": "Strange: no kernel image"
+    }
     assert seen[0]["running"] == "broken"
     assert found.known["running"] is None
 
