@@ -34,14 +34,14 @@ def _tiles(dtype, rank):
     On Hopper a warp group multiplies 64 rows at least. With two of them on 64 rows Triton 3.6 makes wrong sums of
     float32, and multiplies some of half precision's twice; so they have one, and two programs a processor.
     """
-    options = {"num_warps": 8, "num_stages": 2, "maxnreg": 255, "EVERYWHERE": True}
+    options = {"num_warps": 8, "num_stages": 2, "maxnreg": 255}
     hopper, single = capability() >= 90, {"num_warps": 4}
     if dtype == torch.float32:
-        return (64, 16), options | (single if hopper else {})
+        return (64, 32 if hopper and rank <= 256 else 16), options | (single if hopper else {})
     if rank > 256 and roomy():
         return (64, 32), options | (single if hopper and rank <= 448 else {})
     if roomy() and hopper:
-        return (64, 64), options | single | {"num_stages": 3 if rank <= 208 else 2, "EVERYWHERE": False}
+        return (64, 64), options | single | {"num_stages": 3 if rank <= 208 else 2}
     return (64, 32), options | single | {"num_stages": 1 if rank > 256 else 3}
 
 
@@ -147,7 +147,8 @@ def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss
             states, coordinates, loss if bias is None else bias.contiguous(), some.keys, bounds, log_sums,
             rests, slopes, label_slopes, unit, grads[1], grads[3], v,
             R=r, A=a, B=b, C=c, BLOCK_V=some.block, BLOCK_N=some.step, MAGNIFIED=_magnified(dtype),
-            HAS_BIAS=bias is not None, FOR_TABLE=needs[1], FOR_BIAS=needs[3], **some.compiled,
+            HAS_BIAS=bias is not None, FOR_TABLE=needs[1], FOR_BIAS=needs[3],
+            EVERYWHERE=dtype == torch.float32 or capability() < 90, **some.compiled,
         )  # fmt: skip
     return tuple(grads)
 

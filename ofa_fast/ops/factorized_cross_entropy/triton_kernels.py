@@ -9,9 +9,9 @@ of size [N, V] exists. The label's own term is left out of all sums and added ap
 
 The rank is divided into up to three powers of 2, as Triton's tiles are: 200 is 128 + 64 + 16 and not 256.
 
-Labelled positions come in the order of their labels. So a tile of positions and one of entries have a label in common
-only where the tile lies in a range that is known beforehand. Elsewhere nothing is compared, unless ``EVERYWHERE``: a
-branch costs registers, too.
+Labelled positions come in the order of their labels. So a tile of entries has labels of a range of positions that is
+known beforehand, and the backward pass compares nothing elsewhere, unless ``EVERYWHERE``: a branch costs registers,
+which older GPUs lack. The forward pass is faster without one.
 """
 
 from __future__ import annotations
@@ -125,19 +125,15 @@ def _forward(
     hidden, table, bias, keys, counted, largest, sums, partial, positions, vocabulary, most,
     R: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_V: tl.constexpr,
     PROGRAMS: tl.constexpr, MAGNIFIED: tl.constexpr, HAS_BIAS: tl.constexpr, WITH_OTHERS: tl.constexpr,
-    EVERYWHERE: tl.constexpr,
 ):  # fmt: skip
     """Of a split: maximum, sum of exponentials, and their weighted sum of F, over all entries but the label."""
     count, blocks, splits, split_tiles = _share(counted, vocabulary, most, PROGRAMS, BLOCK_N, BLOCK_V)
     split = tl.program_id(0) // tl.maximum(blocks, 1)
-    own = tl.program_id(0) % tl.maximum(blocks, 1) * BLOCK_N
-    position = own + tl.arange(0, BLOCK_N)
+    position = tl.program_id(0) % tl.maximum(blocks, 1) * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = position < tl.where(split < splits, count, 0)
     dtype = hidden.dtype.element_ty
     WIDTH: tl.constexpr = A + B + C
     label = tl.load(keys + position, mask=valid, other=-1)
-    lowest = tl.load(keys + own)
-    highest = tl.load(keys + tl.maximum(tl.minimum(own + BLOCK_N, count) - 1, 0))
     if dtype != tl.float32:
         ha, hb, hc = _parts(hidden, position, dtype, WIDTH, A, B, C)
     m = tl.full((BLOCK_N,), float("-inf"), tl.float32)
@@ -160,8 +156,7 @@ def _forward(
         if HAS_BIAS:
             shift = tl.load(bias + entry, mask=entry < end, other=float("-inf")).to(tl.float32)
         s = _in_unit(s, shift[None, :], dtype, BLOCK_N, BLOCK_V)
-        if EVERYWHERE or (first <= highest) & (first + BLOCK_V > lowest):
-            s = tl.where(entry[None, :] == label[:, None], float("-inf"), s)
+        s = tl.where(entry[None, :] == label[:, None], float("-inf"), s)
         new_m = tl.maximum(m, tl.max(s, 1))
         safe = tl.where(new_m == float("-inf"), 0.0, new_m)  # nothing but -inf so far: -inf - -inf is not a number
         p = _power(s - safe[:, None], dtype)
