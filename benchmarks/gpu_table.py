@@ -13,6 +13,10 @@ def table(results: dict) -> str:
     return "\n".join(line for part in parts for line in part(results))
 
 
+def tests_and_jobs(results: dict) -> list[str]:
+    return [line for part in (_tests, _jobs) for line in part(results)]
+
+
 def _ops(results: dict) -> list[str]:
     """Ours on the backend that is taken by itself, and the fastest of all others."""
     lines = [f"{'':72} {'ours':>11} {'on':>9} {'best peer':>11} {'ratio':>7} {'memory':>9}"]

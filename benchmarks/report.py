@@ -13,6 +13,7 @@ from pathlib import Path
 
 from benchmarks import factorized_cross_entropy as ce
 from benchmarks import factorized_embedding as lookup
+from benchmarks import gpu_table
 from benchmarks import topk_similarity as topk
 from benchmarks import truncated_svd as svd
 from benchmarks.goals import GOALS
@@ -148,6 +149,7 @@ def gpu_section(result: dict) -> list[str]:
             "",
         ),
         *rows(cells),
+        *("", *(f"- {line.strip()}" for line in gpu_table.tests_and_jobs(result))),
     ]
 
 
