@@ -31,12 +31,14 @@ SPILLED = {
     **{("forward", dtype, 90, 400): 192 for dtype in HALF},
     **{("backward", dtype, 90, 400): 128 for dtype in HALF},
     **{("forward", dtype, 100, 400): 72 for dtype in HALF},
-    **{("forward", torch.float32, *where): n for where, n in {(80, 200): 496, (90, 200): 184, (80, 400): 1944}.items()},
-    **{
-        ("backward", torch.float32, *where): n for where, n in {(80, 200): 464, (90, 200): 256, (80, 400): 1880}.items()
-    },
-    **{("forward", torch.float32, *where): n for where, n in {(90, 400): 1432, (100, 400): 912}.items()},
-    **{("backward", torch.float32, *where): n for where, n in {(90, 400): 984, (100, 200): 40, (100, 400): 592}.items()},
+}
+SPILLED |= {
+    (kernel, torch.float32, *where): count
+    for kernel, counts in {
+        "forward": {(80, 200): 496, (90, 200): 184, (80, 400): 1944, (90, 400): 1432, (100, 400): 912},
+        "backward": {(80, 200): 464, (90, 200): 256, (100, 200): 40, (80, 400): 1880, (90, 400): 984, (100, 400): 592},
+    }.items()
+    for where, count in counts.items()
 }
 OLDER = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
 
