@@ -1,6 +1,6 @@
 """Everything a machine with a GPU is asked, in one call of under nine minutes that needs no network.
 
-  python benchmarks/gpu.py                    build, test, time, compare with peers and sanitise the package
+  python benchmarks/gpu.py                    build, test, sanitise, time and profile the package and its peers
   python benchmarks/gpu.py --json DIR/gpu.json
   python benchmarks/gpu.py --wheels DIR       build requirements and peers come from the wheels in DIR
   python benchmarks/gpu.py --only build,topk_similarity
@@ -55,6 +55,7 @@ TESTED = {
     "OMP_NUM_THREADS": "2",
     "CUBLAS_WORKSPACE_CONFIG": ":4096:8",  # or torch warns, as the tests ask it for the same bits again
 }
+SANITIZERS = ("memcheck", "racecheck")
 # The tests that compute-sanitizer watches: small cases of every kernel in CUDA C++ (tests/ops/test_cuda.py sees to it).
 SANITISED = (
     "{} and (test_values and (small or odd or wide or blocks or crowd) or test_values_of_small_tiles"
@@ -212,7 +213,10 @@ def chosen(runner: Runner, words: str, on_a_cpu: str) -> list:
 
 
 def tests(runner: Runner, name: str) -> None:
-    """The tests that need a GPU, in parts beside one another, each over several processes if possible."""
+    """The tests that need a GPU, in parts beside one another, each over several processes if possible.
+
+    Beside them the sanitizers, which take a processor each and are slow.
+    """
     seconds, processors = runner.limit(name), os.cpu_count() or 2
     several = importlib.util.find_spec("xdist") and not runner.options.dry_run
     for part, (where, words, on_a_cpu, share) in TESTS.items():
@@ -224,25 +228,28 @@ def tests(runner: Runner, name: str) -> None:
             command += ["-n", max(1, int(processors * share)), "--dist", "worksteal"]
         cases = "20" if part == "triton" else "200"  # of the random ones: a compile each
         runner.start(f"{name} of {part}", command, seconds, **TESTED, OFA_RANDOM_CASES=cases)
+    for check in SANITIZERS:
+        caching = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+        runner.start(check, sanitizer(runner, check, seconds), seconds, **TESTED, **caching)
     runner.finish()
     runner.results["tests"] |= {part: runner.read(f"{name} of {part}") for part in TESTS}
+    for check in SANITIZERS:
+        sanitized(runner, check)
 
 
-def sanitise(runner: Runner, name: str) -> None:
+def sanitizer(runner: Runner, name: str, seconds: float) -> list:
     """Small cases of the kernels in CUDA C++ under NVIDIA's compute-sanitizer, which looks at no other's kernels."""
-    seconds = runner.limit(name)
     files = [f"tests/ops/test_{op}.py" for op in ("topk_similarity", "factorized_embedding")]
     command = python("benchmarks.gpu_tests", "--json", runner.known(name), *files, f"--timeout={seconds:.0f}")
     command += chosen(runner, SANITISED.format("cuda"), SANITISED.format("reference"))
-    environment = TESTED | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     if runner.options.dry_run:
-        runner.run(name, command, seconds, **environment)
-    else:
-        # torch asks drivers for what they may not have; where a call of ours fails, the test does
-        watch = [tool("compute-sanitizer"), "--tool", name, "--error-exitcode", "1", "--report-api-errors", "no"]
-        runner.run(name, [*watch, *OUR_KERNELS, *command], seconds, **environment)
-        if not runner.read(name):  # pytest has not begun: this compute-sanitizer may not know these options
-            runner.run(name, [*watch[:5], *command], runner.limit(name), **environment)
+        return command
+    # torch asks drivers for what they may not have; where a call of ours fails, the test does
+    watch = [tool("compute-sanitizer"), "--tool", name, "--error-exitcode", "1", "--report-api-errors", "no"]
+    return [*watch, *OUR_KERNELS, *command]
+
+
+def sanitized(runner: Runner, name: str) -> None:
     if found := runner.read(name):
         reports = REPORT.findall(runner.log(name).read_text(errors="replace"))
         runner.results["tests"][name] = found | {"reports": collections.Counter(reports)}
@@ -288,19 +295,18 @@ def job(runner: Runner, name: str) -> None:
 
 # What is asked, in this order, and the seconds that it has at least. Time that is saved goes to those that follow.
 STEPS: dict[str, tuple[float, Callable[[Runner, str], None]]] = {
-    "build": (110, build),
-    "machine": (25, measure),
-    "tests": (90, tests),
+    "build": (55, build),
+    "machine": (15, measure),
+    "tests": (110, tests),
     "topk_similarity": (25, measure),
     "truncated_svd": (15, measure),
-    "factorized_embedding": (25, measure),
-    "factorized_cross_entropy": (35, measure),
+    "factorized_embedding": (30, measure),
+    "factorized_cross_entropy": (30, measure),
     "certified": (25, measure),
-    "training": (50, job),
-    "initialization": (30, job),
-    "peers": (30, measure),
-    "memcheck": (30, sanitise),
-    "racecheck": (20, sanitise),
+    "profile": (15, measure),
+    "training": (45, job),
+    "initialization": (45, job),
+    "peers": (100, measure),
     "tiles": (15, measure),
 }
 

@@ -3,8 +3,9 @@
   python -m benchmarks.gpu_steps STEP --json FILE [--seconds S] [--device cpu] [--without NAME]
 
 STEP is an op, which is timed on each of its backends at the sizes below; peers, which times it in turns with everything
-else that does what it does; certified, which compares large searches on each backend with the CPU's; machine, which
-says what all of it ran on and how fast that is; or tiles, which times the cross entropy with other tiles than it takes.
+else that does what it does; certified, which compares large searches on each backend with the CPU's; profile, which
+says what kernels a call consists of; machine, which says what all of it ran on and how fast that is; or tiles, which
+times the cross entropy with other tiles than it takes.
 
 FILE has what is known after every entry, and under `running` the backend or peer that was at work when it was written:
 where the process ended, the one that ended it. On a CPU all of it is small, with one peer; tiles then needs Triton's
@@ -251,6 +252,32 @@ def certified(found: Found) -> None:
         raise SystemExit("a search on this device failed, or is not the CPU's")
 
 
+def profiled(found: Found) -> None:
+    """Of a call of each op: seconds of the host and in all, and its kernels by time, on a CPU its operations."""
+    kind = torch.autograd.DeviceType.CUDA if found.device == "cuda" else torch.autograd.DeviceType.CPU
+    found.known |= {"ops": {}, "calls": {}}
+    for op in OPS:
+        sizes = {size: a for size, a in sizes_of(op, found.device).items() if not size.startswith(SLOW)}
+        for size, contest, result in contests(op, found, dict(list(sizes.items())[:1])):
+            with found.entry(op, result["failed"]):
+                call = contest.entries[OURS]
+                _, whole = call(), harness.timed(call, found.device, 5)[0]
+                begin = time.perf_counter()
+                call()
+                host = time.perf_counter() - begin
+                with torch.profiler.profile() as profile:
+                    call()
+                    if found.device == "cuda":
+                        torch.cuda.synchronize()
+                spent = {
+                    event.key[:120]: [event.count, (event.self_device_time_total or event.self_cpu_time_total) / 1e6]
+                    for event in profile.key_averages()
+                    if event.device_type == kind
+                }
+                longest = sorted(spent.items(), key=lambda item: -item[1][1])[:20]
+                found.known["calls"][f"{op}: {size}"] = {"host": host, "whole": whole, "kernels": dict(longest)}
+
+
 def described(found: Found) -> None:
     versions = {}
     for package in ("triton", "transformers", "tokenizers"):
@@ -304,7 +331,7 @@ def tiles(found: Found) -> None:
             kernels._tiles = before
 
 
-STEPS = {"peers": peers, "certified": certified, "machine": described, "tiles": tiles}
+STEPS = {"peers": peers, "certified": certified, "profile": profiled, "machine": described, "tiles": tiles}
 
 
 def main() -> None:

@@ -27,13 +27,7 @@ inline int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-// Of the GPU of this machine that has most.
-inline int most_processors() {
-  int devices = 0, most = 1;
-  check(cudaGetDeviceCount(&devices), "cudaGetDeviceCount");
-  for (int i = 0; i < devices; ++i) most = std::max(most, attribute(cudaDevAttrMultiProcessorCount, i));
-  return most;
-}
+inline int processors_of(int device) { return attribute(cudaDevAttrMultiProcessorCount, device); }
 
 // Makes a tensor's device the current one, as long as it lives, and launches kernels on its current stream.
 class Queue {
@@ -73,7 +67,7 @@ class Queue {
   }
 
   int shared_memory() const { return attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device_); }  // of a block
-  int processors() const { return attribute(cudaDevAttrMultiProcessorCount, device_); }
+  int processors() const { return processors_of(device_); }
 
   // Registers of a thread, which tell what a kernel was compiled for where it has code for some GPUs only.
   template <class... Parameters>

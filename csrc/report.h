@@ -1,6 +1,8 @@
 // How a kernel tells of a wrong id or label without anybody waiting for it, for *.cu; see ofa_fast/ops/_reports.py.
 #pragma once
 
+#include <limits>
+
 #include "cuda.h"
 
 namespace ofa {
@@ -27,7 +29,8 @@ __device__ void report_wrong(uint8_t* memory, const int64_t* entries, int64_t co
   for (int w = 0; w < warps; ++w) first = min(first, of_warp[w]);
   auto* const to = static_cast<volatile int64_t*>(report);
   if (first == count || to[0] >= 0) return;
-  to[1] = entries[first];
+  constexpr int64_t unknown = std::numeric_limits<int64_t>::min();  // of an entry that is not written yet
+  to[1] = max(entries[first], unknown + 1);
   to[2] = rows;
   to[0] = first;
 }

@@ -156,6 +156,8 @@ void cuda_forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_ten
   const Queue queue(coordinates_tensor);
   const int64_t tokens = ids_tensor.numel(), vocabulary = coordinates_tensor.size(0), rank = basis_tensor.size(0),
                 width = basis_tensor.size(1);
+  if (basis_tensor.dtype() != coordinates_tensor.dtype())
+    throw std::invalid_argument("coordinates and basis must share one dtype: float32, float16 or bfloat16");
   const int64_t* const ids = queue.data<int64_t>(ids_tensor, "input_ids", {tokens});
   const void* const coordinates = queue.data(coordinates_tensor, "coordinates", {vocabulary, rank});
   const void* const basis = queue.data(basis_tensor, "basis", {rank, width});
@@ -180,6 +182,8 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
                 width = basis_tensor.size(1);
   if (tokens > most_rows || vocabulary > most_rows)
     throw std::invalid_argument("input_ids and coordinates must have fewer than 2^31 rows");
+  if (grad_out_tensor.dtype() != coordinates_tensor.dtype() || basis_tensor.dtype() != coordinates_tensor.dtype())
+    throw std::invalid_argument("grad_out, coordinates and basis must share one dtype: float32, float16 or bfloat16");
   const void* const grad_out = queue.data(grad_out_tensor, "grad_out", {tokens, width});
   const int64_t* const ids = queue.data<int64_t>(ids_tensor, "input_ids", {tokens});
   const void* const coordinates = queue.data(coordinates_tensor, "coordinates", {vocabulary, rank});

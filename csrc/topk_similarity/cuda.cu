@@ -52,7 +52,7 @@ struct Plan {
     const int64_t whole = keys / key_tile;
     screened = depth > 0 && depth <= deepest && k <= most_neighbors && whole >= k && queries * keys >= 1 << 15;
     tiles = static_cast<int>(ceil_div<int64_t>(keys, key_tile));
-    // A sixteenth: three rounds are enough then, and another would cost more.
+    // A sixteenth, if that is not too many: three rounds are enough then, and another would cost more.
     seeds = static_cast<int>(std::min(whole, std::max(std::min(whole / 16, most_seeds), 2 * k)));
     const int room = std::clamp(power_of_2(static_cast<int>(std::min<int64_t>(k, most_neighbors)) * 128), 1024, 4096);
     kept = k <= 32 ? 512 : 1024;
@@ -209,9 +209,9 @@ class Search {
 
 }  // namespace
 
-int64_t workspace(int64_t queries, int64_t keys, int64_t depth, int64_t k, int) {
+int64_t workspace(int64_t queries, int64_t keys, int64_t depth, int64_t k, int device) {
   Workspace measure;
-  Scratch(measure, Plan(queries, keys, depth, k, most_processors()), queries, keys);
+  Scratch(measure, Plan(queries, keys, depth, k, processors_of(device)), queries, keys);
   return measure.bytes();
 }
 

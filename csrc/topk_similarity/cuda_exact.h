@@ -7,7 +7,6 @@
 namespace ofa::topk_similarity {
 
 constexpr int lanes = 8;
-constexpr unsigned all_threads = 0xffffffff;
 constexpr int32_t no_key = 0x7fffffff;
 constexpr double least = -infinity;
 

@@ -6,7 +6,8 @@
 
 namespace ofa::topk_similarity {
 
-int64_t workspace(int64_t queries, int64_t keys, int64_t depth, int64_t k, int threads);  // bytes
+// Bytes, for so many threads of a CPU, or for this one of the GPUs.
+int64_t workspace(int64_t queries, int64_t keys, int64_t depth, int64_t k, int threads_or_device);
 
 void forward(Tensor queries,    // [Q, d]
              Tensor keys,       // [K, d], of the same dtype

@@ -19,6 +19,7 @@ GPU_CAPABILITY = (8, 0)  # from which on tensor cores take bfloat16 and TF32
 
 _PLAIN = torch.Tensor, torch.nn.Parameter
 _modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 1)  # that watch ops, such as FakeTensorMode
+_has_memory = getattr(torch._C, "_has_storage", lambda tensor: False)  # unlike those of vmap
 
 _library = torch.library.Library("ofa_fast", "DEF")
 _forced: list[str] = []
@@ -68,15 +69,19 @@ class Op:
         return self._overload(*args)
 
     def inside(self, *args):
-        """As a call, for an ``autograd.Function``, in which neither autograd nor functorch have anything to do with it.
+        """As a call, for an ``autograd.Function``, in which autograd has nothing to do with it.
 
-        Then only modes and subclasses of tensors need the dispatcher: it takes longer than the host's part of a kernel.
+        Modes and tensors that are not plain memory need the dispatcher; all others can do without, as it
+        takes longer than the host's part of a kernel.
         """
         if torch.compiler.is_compiling() or _modes():
             return self._overload(*args)
         for arg in args:
-            if isinstance(arg, torch.Tensor) and type(arg) not in _PLAIN:
-                return self._overload(*args)
+            if isinstance(arg, torch.Tensor):
+                plain = type(arg) in _PLAIN and _has_memory(arg)
+                plain = plain and not (arg.is_meta or arg.is_neg() or arg._is_zerotensor())
+                if not plain:
+                    return self._overload(*args)
         return self._run(*args)
 
     def refusal(self, name: str, device: str, dtypes: set[torch.dtype], args: tuple = ()) -> str | None:
@@ -109,6 +114,9 @@ class Op:
                 if arg.is_floating_point():
                     dtypes.add(arg.dtype)
         device = where.type
+        if device in ORDER and torch.is_autocast_enabled(device):  # which is for the products of the caller, not ours
+            with torch.autocast(device, enabled=False):
+                return self._run(*args)
         if _forced:
             why_not = self.refusal(_forced[-1], device, dtypes, args)
             if why_not:

@@ -15,7 +15,7 @@ import torch
 from ofa_fast.ops._op import capturing
 
 IMMEDIATE = os.environ.get("CUDA_LAUNCH_BLOCKING") == "1"
-NONE, UNKNOWN = -1, -(1 << 63)  # no position, and an entry that is not written yet
+NONE, UNKNOWN = -1, -(1 << 63)  # no position, and an entry that is not written yet: kernels write one more instead
 LATER = "; said of an earlier call, as a GPU is not waited for (CUDA_LAUNCH_BLOCKING=1 makes the call itself say it)"
 
 
@@ -39,8 +39,8 @@ class Reports:
         record = self._records.get(like.device)
         if record is None:
             if capturing(like):
-                return torch.empty(0, dtype=torch.int64)
-            tensor = torch.tensor([NONE, UNKNOWN, NONE])
+                return torch.empty(0, dtype=torch.int64, device="cpu")
+            tensor = torch.tensor([NONE, UNKNOWN, NONE], device="cpu")  # whatever the default device is
             tensor = tensor.pin_memory() if like.is_cuda else tensor
             record = self._records.setdefault(like.device, (tensor, memoryview(tensor.numpy())))
         elif record[1][0] != NONE:
@@ -65,5 +65,5 @@ class Reports:
         # Words are written in any order: what is not whole yet is told of next time. An error would end a capture.
         if entry == UNKNOWN or rows == NONE or capturing(like):
             return
-        words[0], words[1], words[2] = NONE, UNKNOWN, NONE
+        words[1], words[2], words[0] = UNKNOWN, NONE, NONE  # with the last of them a kernel may write again
         raise IndexError(f"{self.demand.format(rows=rows)}, got {entry} at position {position}{remark}")

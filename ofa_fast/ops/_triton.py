@@ -12,6 +12,7 @@ import triton.language as tl
 from triton.runtime.driver import driver
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+UNKNOWN = tl.constexpr(-(1 << 63))  # as `_reports.py` has it
 CHECKED = tl.constexpr(2048)  # entries that `report_wrong` looks at at once
 
 
@@ -86,6 +87,7 @@ def report_wrong(entries, count, rows, ignored, report, IGNORES: tl.constexpr):
                 wrong = wrong & (entry != ignored)
             first = tl.minimum(first, tl.min(tl.where(wrong, place, count), 0))
         found = (first < count) & (tl.load(report, mask=first < count, other=0) < 0)
-        tl.store(report + 1, tl.load(entries + first, mask=found, other=0), mask=found)
+        entry = tl.load(entries + first, mask=found, other=0).to(tl.int64)
+        tl.store(report + 1, tl.maximum(entry, UNKNOWN + 1), mask=found)
         tl.store(report + 2, tl.zeros((), tl.int64) + rows, mask=found)
         tl.store(report, first.to(tl.int64), mask=found)

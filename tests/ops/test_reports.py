@@ -103,3 +103,22 @@ def test_a_cpu_tells_at_once(gpu):
     with pytest.raises(IndexError, match=MESSAGE + "$"):
         some.settle(like)
     assert gpu.waited == 0
+
+
+def test_the_default_device_is_no_matter(gpu):
+    with torch.device("meta"):
+        assert reports().record(gpu.tensors[0]).device.type == "cpu"
+
+
+def test_the_position_is_reset_last(gpu, monkeypatch):
+    """With it a kernel may write again; what is reset after that would be lost."""
+    order = []
+
+    class Words(list):
+        def __setitem__(self, i, value):
+            order.append(i)
+            super().__setitem__(i, value)
+
+    with pytest.raises(IndexError, match=MESSAGE):
+        reports()._raise(gpu.tensors[0], Words(FOUND.tolist()), "")
+    assert order[-1] == 0 and sorted(order) == [0, 1, 2]

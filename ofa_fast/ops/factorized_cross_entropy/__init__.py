@@ -101,6 +101,8 @@ def _backward_reference(
 
 
 def _triton_limit(coordinates):
+    if len(coordinates) >= 1 << 31:
+        return f"it takes fewer than 2**31 rows of coordinates, got {len(coordinates)}"
     if not 1 <= coordinates.shape[1] <= TRITON_RANK:
         return f"it takes ranks up to {TRITON_RANK}, got {coordinates.shape[1]}"
 
@@ -186,7 +188,7 @@ def factorized_cross_entropy(
     Raises:
         IndexError: a label lies outside [0, V). TypeError: a dtype. ValueError: a shape, reduction or weight.
             A GPU is not waited for: there it is one of the next calls, or the backward pass, that tells of a wrong
-            label, which counts as ignored until then (CUDA_LAUNCH_BLOCKING=1 makes the call itself tell).
+            label, whose loss is 0 until then (CUDA_LAUNCH_BLOCKING=1 makes the call itself tell).
 
     Under autocast on a GPU it is computed as ``F.linear`` would be, in autocast's dtype, but for the sums, which are
     float32; on a CPU, whose float32 products are as fast, autocast changes nothing.
@@ -208,8 +210,9 @@ def factorized_cross_entropy(
     loss, lse = _FactorizedCrossEntropy.apply(flat, coordinates, basis, bias, y, ignore_index, needs)
     labelled = y != ignore_index
     if label_smoothing:
-        mean = coordinates.to(loss.dtype).mean(0) @ basis.to(loss.dtype)
-        mean_logit = flat.to(loss.dtype) @ mean
+        with torch.autocast(loss.device.type, enabled=False):
+            mean = coordinates.to(loss.dtype).mean(0) @ basis.to(loss.dtype)
+            mean_logit = flat.to(loss.dtype) @ mean
         if bias is not None:
             mean_logit = mean_logit + bias.to(loss.dtype).mean()
         loss = torch.lerp(loss, torch.where(labelled, lse - mean_logit, 0.0), label_smoothing)

@@ -58,6 +58,7 @@ class _Sorted:
     """
 
     def __init__(self, hidden, coordinates, basis, labels, ignore_index, report=None):
+        labels = labels.contiguous()
         dtypes = {hidden.dtype, coordinates.dtype, basis.dtype}
         self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         (n,), (self.v, self.r) = labels.shape, coordinates.shape

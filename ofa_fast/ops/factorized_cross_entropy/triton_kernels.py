@@ -128,7 +128,7 @@ def _forward(
 ):  # fmt: skip
     """Of a split: maximum, sum of exponentials, and their weighted sum of F, over all entries but the label."""
     count, blocks, splits, split_tiles = _share(counted, vocabulary, most, PROGRAMS, BLOCK_N, BLOCK_V)
-    split = tl.program_id(0) // tl.maximum(blocks, 1)
+    split = tl.minimum(tl.program_id(0) // tl.maximum(blocks, 1), splits)  # more have no work
     position = tl.program_id(0) % tl.maximum(blocks, 1) * BLOCK_N + tl.arange(0, BLOCK_N)
     valid = position < tl.where(split < splits, count, 0)
     dtype = hidden.dtype.element_ty

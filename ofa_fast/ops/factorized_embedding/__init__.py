@@ -212,7 +212,8 @@ def factorized_embedding(
         basis: [R, D], of the same dtype.
         padding_idx: as in ``F.embedding``: lookups of this id, in [-V, V), give its row but no gradient at all.
         sparse: the gradient of ``coordinates`` is a coalesced ``torch.sparse_coo`` tensor of the ids that occur, for
-            ``torch.optim.SparseAdam``, ``SGD`` and ``Adagrad``: it takes no time or memory for the other rows.
+            ``torch.optim.SparseAdam``, ``SGD`` and ``Adagrad``: it takes no time or memory for the other
+            rows; on CUDA its memory is that of min(N, V) rows.
 
     Returns:
         [..., D], of the tables' dtype, differentiable once in ``coordinates`` and ``basis``; frozen ones cost nothing.

@@ -34,7 +34,7 @@ def _forward_cuda(queries, keys, k, metric):
     indices = queries.new_empty(q, k, dtype=torch.int64)
     report = (queries.new_empty if q else queries.new_zeros)(4, dtype=torch.int64)
     if q:
-        scratch = workspace(_native.cuda.topk_similarity_workspace(q, n, d, k, 0), queries)
+        scratch = workspace(_native.cuda.topk_similarity_workspace(q, n, d, k, max(queries.get_device(), 0)), queries)
         _native.cuda.topk_similarity(
             queries.contiguous(), keys.contiguous(), k, metric == "cosine", scores, indices, report, scratch, 0
         )
