@@ -11,6 +11,7 @@ namespace ofa {
 // may be written to, while the position is negative; the host resets it.
 constexpr int report_words = 3;
 constexpr int report_bytes = 32 * 8;  // of shared memory
+constexpr int64_t least_entry = std::numeric_limits<int64_t>::min() + 1;  // one less: an entry that is not written yet
 
 // Called by a whole block: what it finds among `count` entries, of which wrong(i) holds if i is to be reported.
 template <class Wrong>
@@ -29,8 +30,7 @@ __device__ void report_wrong(uint8_t* memory, const int64_t* entries, int64_t co
   for (int w = 0; w < warps; ++w) first = min(first, of_warp[w]);
   auto* const to = static_cast<volatile int64_t*>(report);
   if (first == count || to[0] >= 0) return;
-  constexpr int64_t unknown = std::numeric_limits<int64_t>::min();  // of an entry that is not written yet
-  to[1] = max(entries[first], unknown + 1);
+  to[1] = max(entries[first], least_entry);
   to[2] = rows;
   to[0] = first;
 }
