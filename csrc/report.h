@@ -10,7 +10,7 @@ namespace ofa {
 // [position, entry, rows] of the first wrong entry, in memory that the host reads whenever it likes. It is empty, and
 // may be written to, while the position is negative; the host resets it.
 constexpr int report_words = 3;
-constexpr int report_bytes = 32 * 8;  // of shared memory
+constexpr int report_bytes = 32 * 8;                                      // of shared memory
 constexpr int64_t least_entry = std::numeric_limits<int64_t>::min() + 1;  // one less: an entry that is not written yet
 
 // Called by a whole block: what it finds among `count` entries, of which wrong(i) holds if i is to be reported.
