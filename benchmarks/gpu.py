@@ -229,8 +229,8 @@ def tests(runner: Runner, name: str) -> None:
         cases = "20" if part == "triton" else "200"  # of the random ones: a compile each
         runner.start(f"{name} of {part}", command, seconds, **TESTED, OFA_RANDOM_CASES=cases)
     for check in SANITIZERS:
-        caching = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        runner.start(check, sanitizer(runner, check, seconds), seconds, **TESTED, **caching)
+        command = sanitizer(runner, check, seconds)
+        runner.start(check, command, seconds, **TESTED, PYTORCH_NO_CUDA_MEMORY_CACHING="1")
     runner.finish()
     runner.results["tests"] |= {part: runner.read(f"{name} of {part}") for part in TESTS}
     for check in SANITIZERS:

@@ -111,13 +111,12 @@ class Found:
         self.known["running"] = None
         self.write()
 
-    def measure(self, contest: harness.Contest, name: str, entry: Callable, key: str = OURS) -> dict:
-        compiles = self.device == "cuda" and not name.startswith(SLOW)  # Triton's first call would count
-        prepared = (key,) if compiles or name in contest.prepared else ()
-        alone = dataclasses.replace(contest, entries={key: entry}, prepared=prepared)
-        seconds = 0.5 if self.device == "cuda" else 0.05
-        found = harness.run(alone, self.device, rounds=9, seconds=seconds)[key]
-        print(f"  {name:48} {1e3 * found['p50']:10.3f} ms  {found['errors']}", flush=True)
+    def run(self, contest: harness.Contest, name: str = "", **changes: object) -> dict[str, dict]:
+        """The contest with its fields changed; ``name`` is what to call an entry that is alone."""
+        contest, seconds = dataclasses.replace(contest, **changes), 0.5 if self.device == "cuda" else 0.05
+        found = harness.run(contest, self.device, rounds=9, seconds=seconds)
+        for entry, measured in found.items():
+            print(f"  {name or entry:48} {1e3 * measured['p50']:10.3f} ms  {measured['errors']}", flush=True)
         return found
 
 
@@ -172,7 +171,9 @@ def measure(op: str, found: Found) -> None:
     for _, contest, result in contests(op, found, sizes):
         for name in usable(refusals, found.device):
             with found.entry(name, result["failed"]):
-                result["entries"][name] = found.measure(contest, name, on(name, contest.entries[OURS]))
+                alone = {OURS: on(name, contest.entries[OURS])}
+                prepared = tuple(alone) if found.device == "cuda" else ()  # else Triton's compiling would count
+                result["entries"][name] = found.run(contest, name, entries=alone, prepared=prepared)[OURS]
                 if contest.report:
                     result["entries"][name]["report"] = on(name, contest.report)()
     if any(result["failed"] for result in found.known["ops"][op].values()):
@@ -199,11 +200,8 @@ def in_turns(contest: harness.Contest, names: list[str], found: Found, result: d
             contest.entries[name]()  # which compiles
             working[name] = contest.entries[name]
     with found.entry("in turns", result["failed"]):
-        contest = dataclasses.replace(contest, entries=working, prepared=())
-        measured = harness.run(contest, found.device, rounds=9, seconds=0.5 if found.device == "cuda" else 0.05)
+        measured = found.run(contest, entries=working, prepared=())
         result["entries"] = measured | result["entries"]  # ours is the one beside more of the others
-        for name, entry in measured.items():
-            print(f"  {name:48} {1e3 * entry['p50']:10.3f} ms  {entry['errors']}", flush=True)
 
 
 def peers(found: Found) -> None:

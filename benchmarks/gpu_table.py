@@ -17,6 +17,11 @@ def tests_and_jobs(results: dict) -> list[str]:
     return [line for part in (_tests, _jobs) for line in part(results)]
 
 
+def fastest(peers: dict[str, dict]) -> tuple[float | None, str]:
+    """p50 and name of the fastest that is not ours."""
+    return min(((peer["p50"], name) for name, peer in peers.items() if name != OURS), default=(None, ""))
+
+
 def _ops(results: dict) -> list[str]:
     """Ours on the backend that is taken by itself, and the fastest of all others."""
     lines = [f"{'':72} {'ours':>11} {'on':>9} {'best peer':>11} {'ratio':>7} {'memory':>9}"]
@@ -28,7 +33,7 @@ def _ops(results: dict) -> list[str]:
                 lines.append(f"{name:72} {'; '.join(result['failed'].values())[:60]}")
                 continue
             own = result["entries"][backend]
-            least = min((peer["p50"] for peer_name, peer in peers.items() if peer_name != OURS), default=None)
+            least, _ = fastest(peers)
             beside = peers.get(OURS, own)["p50"]  # of the run that both were in
             best = f"{'none':>11} {'':>7}" if least is None else f"{1e3 * least:9.3f}ms {least / beside:6.2f}x"
             memory = "" if own["memory"] is None else f"{own['memory'] / 2**20:.0f}MiB"

@@ -135,8 +135,7 @@ def gpu_section(result: dict) -> list[str]:
     for op, measured in result["ops"].items():
         for size, found in measured.get("ops", {}).get(op, {}).items():
             peers = result["peers"].get(op, {}).get(size, {}).get("entries", {})
-            others = ((peer["p50"], name) for name, peer in peers.items() if name != OURS)
-            least, best = min(others, default=(None, ""))
+            least, best = gpu_table.fastest(peers)
             for i, (backend, entry) in enumerate(found["entries"].items()):
                 beside = entry if i or OURS not in peers else peers[OURS]
                 theirs = ["", ""] if least is None else [f"{best}: {duration(least)}", f"{least / beside['p50']:.2f}×"]

@@ -4,7 +4,6 @@
 #include <launch.h>  // these two in angle brackets, so that tests can put their own in front
 #include <ptx.h>
 
-#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -105,10 +104,23 @@ constexpr __host__ __device__ T ceil_div(T a, T b) {
   return (a + b - 1) / b;
 }
 
+inline __host__ __device__ int64_t round_up(int64_t count, int64_t multiple) {
+  return ceil_div(count, multiple) * multiple;
+}
+
 inline __host__ __device__ int power_of_2(int count) {
   int size = 1;
   while (size < count) size *= 2;
   return size;
+}
+
+// The sum of the values of a warp's lanes up to this one.
+__device__ inline int32_t sum_through(int32_t value, int lane) {
+  for (int step = 1; step < 32; step *= 2) {
+    const int32_t before = __shfl_up_sync(all_threads, value, step);
+    if (lane >= step) value += before;
+  }
+  return value;
 }
 
 }  // namespace ofa

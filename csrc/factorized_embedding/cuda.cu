@@ -44,7 +44,7 @@ struct Product {
   __device__ void multiply(uint8_t* memory, int64_t block) const {
     const int64_t tile = block % tiles(), begin = block / tiles() * slice, end = min(depth, begin + slice);
     Rows<float> to = out;
-    to.data += block / tiles() * ceil_div<int64_t>(out.count * out.stride, 4) * 4;
+    to.data += block / tiles() * round_up(out.count * out.stride, 4);
     multiply_lines<T, along, along>(memory, left, tile / columns() * block_rows<T>, right,
                                     tile % columns() * block_columns, begin, end, to);
   }
@@ -96,8 +96,6 @@ __global__ void __launch_bounds__(product_threads, 2) begin_backward(Work<T> wor
 }
 
 int64_t blocks_of(int64_t tokens) { return ceil_div<int64_t>(tokens, tile_tokens); }
-
-int64_t round_up(int64_t count, int64_t multiple) { return ceil_div(count, multiple) * multiple; }
 
 // Slices of the tokens that the basis' gradient is summed in: enough blocks for a GPU, and tokens for a block.
 template <class T>

@@ -68,11 +68,7 @@ __global__ void __launch_bounds__(group_threads) count_digits(Tokens tokens, int
 // The sum of the values of the threads before, and of all; called by whole blocks, with memory for a number a warp.
 __device__ inline int32_t sum_before(int32_t value, int32_t* total, int32_t* of_warp) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  int32_t sum = value;
-  for (int step = 1; step < 32; step *= 2) {
-    const int32_t other = __shfl_up_sync(all_threads, sum, step);
-    if (lane >= step) sum += other;
-  }
+  const int32_t sum = sum_through(value, lane);
   __syncthreads();  // everybody has read the last call's
   if (lane == 31) of_warp[warp] = sum;
   __syncthreads();

@@ -22,8 +22,6 @@ constexpr int64_t scan_blocks = 1024;
 constexpr int64_t most_of_slab = OFA_SLAB / query_tile;  // tiles of queries
 static_assert(OFA_SLAB % query_tile == 0);
 
-int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
-
 // Parts of the keys for `tiles` blocks of queries, so that as few processors as can be have nothing to do while the
 // last blocks run: few, as each block has to be given its queries first.
 int splits_for(int64_t tiles, int64_t processors) {

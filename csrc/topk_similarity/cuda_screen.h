@@ -38,10 +38,6 @@ __device__ inline float upper_of(uint64_t candidate) {
   return __uint_as_float(bits & 0x80000000u ? bits & 0x7fffffffu : ~bits);
 }
 
-__device__ inline float slack(const QueryBound& query, const KeyTile& tile) {
-  return fmaf(query.slope, tile.norm, query.reach * tile.residual);
-}
-
 // What a query's products are compared with.
 struct Bar {
   float limit, scale, slope, reach, inverse;

@@ -71,11 +71,7 @@ __device__ inline bool find_ends(const Found& found, int64_t query, int kept, in
     const int own = split + lane;
     const int listed = own < found.splits ? found.counts[query * found.splits + own] : 0;
     lost |= listed > found.capacity;
-    int through = min(listed, found.capacity);
-    for (int step = 1; step < 32; step *= 2) {
-      const int before = __shfl_up_sync(all_threads, through, step);
-      if (lane >= step) through += before;
-    }
+    const int through = sum_through(min(listed, found.capacity), lane);
     __syncwarp();
     if (own < found.splits) ends[1 + own] = ends[split] + through;
   }

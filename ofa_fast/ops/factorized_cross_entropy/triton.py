@@ -17,7 +17,6 @@ from ofa_fast.ops.factorized_cross_entropy.triton_positions import _finish, _gat
 
 WIDTHS = (512, 256, 128, 64, 32, 16)
 PROGRAMS_EACH = 2  # for each of a GPU's processors, that the forward pass is divided into
-MOST_ROWS = 64  # of positions in a tile
 MAX_SPLITS, SPLIT_TILES = 64, 4  # splits at most, and tiles of one at least
 
 
@@ -64,7 +63,8 @@ class _Sorted:
         (n,), (self.v, self.r) = labels.shape, coordinates.shape
         self.parts = divided(self.r)
         (self.block, self.step), self.compiled = _tiles(self.dtype, self.r)  # rows that a program owns, and passes over
-        self.rows = triton.cdiv(n, MOST_ROWS) * MOST_ROWS  # so that tiles of positions need no masks
+        most = max(self.block, self.step)  # positions in a tile: whole tiles need no masks
+        self.rows = triton.cdiv(n, most) * most
         keys, self.ignored = labels.new_empty(n, dtype=torch.int32), labels.new_empty(n, dtype=torch.bool)
         _keys[(triton.cdiv(n, 256),)](
             labels, keys, self.ignored.view(torch.int8), labels if report is None else report, n, self.v, ignore_index,
@@ -91,7 +91,7 @@ def _run_forward(hidden, coordinates, basis, labels, bias, ignore_index, loss, l
     n, v, r, width, (a, b, c) = len(labels), some.v, some.r, sum(some.parts), some.parts
     count = torch.searchsorted(some.keys, v, out_int32=True)
     states = some.empty(some.rows, width, dtype=some.dtype)
-    _gather[(some.rows // 16,)](some.projected, some.order, count, states, n, R=r, WIDTH=width, BLOCK=16)
+    _gather[(some.rows // 16,)](some.projected, some.order, count, states, R=r, WIDTH=width, BLOCK=16)
     programs = PROGRAMS_EACH * processors(hidden.device)
     most = max(1, min(triton.cdiv(v, some.step) // SPLIT_TILES, MAX_SPLITS))
     largest, sums = some.empty(2, most, n)

@@ -39,7 +39,7 @@ def _keys(labels, keys, ignored, report, positions, vocabulary, ignore_index,
 
 
 @triton.jit
-def _gather(projected, order, counted, hidden, positions, R: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+def _gather(projected, order, counted, hidden, R: tl.constexpr, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
     """hidden [., WIDTH]: rows of h [N, R] in the order of the labels, and zeros."""
     position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     column = tl.arange(0, triton.next_power_of_2(WIDTH))
@@ -48,7 +48,7 @@ def _gather(projected, order, counted, hidden, positions, R: tl.constexpr, WIDTH
     mask = there[:, None] & (column < R)[None, :]
     h = tl.load(projected + row[:, None] * R + column[None, :], mask=mask, other=0.0)
     at = hidden + position.to(tl.int64)[:, None] * WIDTH + column[None, :]
-    tl.store(at, h, mask=(column < WIDTH)[None, :] & (position >= 0)[:, None])
+    tl.store(at, h, mask=(column < WIDTH)[None, :])
 
 
 @triton.jit
@@ -113,7 +113,7 @@ def _prepare(
     there = position < tl.load(counted)
     column = tl.arange(0, triton.next_power_of_2(WIDTH))
     inside = column < tl.where(there, R, 0)
-    row = tl.load(order + position, mask=there, other=0)
+    row = tl.load(order + position, mask=position < positions, other=0)
     label = tl.load(keys + position, mask=there, other=0).to(tl.int64)
     h = tl.load(projected + row * R + column, mask=inside, other=0.0)
     whole = tl.load(lse + row, mask=there, other=float("inf"))
@@ -131,8 +131,7 @@ def _prepare(
     tl.store(rests + position, left)
     tl.store(slopes + position, (slope * MAGNIFIED).to(tl.float32))
     tl.store(label_slopes + position, (at_label * MAGNIFIED).to(tl.float32))
-    if OF_PROJECTED:
-        row = tl.load(order + position, mask=position < positions, other=0)  # without a label, too: its gradient is 0
+    if OF_PROJECTED:  # of positions without a label, too, where it is 0
         f = tl.load(table + label * R + column, mask=inside, other=0.0).to(tl.float32)
         o = tl.load(others + row * R + column, mask=inside, other=0.0)
         grad = tl.where(inside, slope.to(tl.float32) * o + at_label.to(tl.float32) * f, 0.0)

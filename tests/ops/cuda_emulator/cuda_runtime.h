@@ -47,7 +47,6 @@ struct cudaFuncAttributes {
   int numRegs = 255;  // as if compiled for the GPU at hand, whatever that has
 };
 inline cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* own, const void*) { return *own = {}, cudaSuccess; }
-inline cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
   return *value = which == cudaDevAttrMultiProcessorCount ? 7 : emulated_shared_memory(), cudaSuccess;
 }
