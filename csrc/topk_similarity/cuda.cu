@@ -101,8 +101,7 @@ class Search {
       : queue_(queue), queries_(queries), keys_(keys), problem_(problem), plan_(plan), scratch_(scratch) {
     if (!plan.screened || std::getenv("OFA_NO_WGMMA") || Queue::registers(screen_wgmma<false>) < wgmma_registers)
       return;
-    const int stages = wgmma_stages(queue.shared_memory(), plan.padded);
-    if (stages >= least_stages) stages_ = stages;
+    ring_ = Ring(queue.shared_memory(), plan.padded);
   }
 
   void run(unsigned long long* bad_query, unsigned long long* bad_key) const {
@@ -141,10 +140,10 @@ class Search {
     const Range range{begin, end, ceil_div(end - begin, plan_.splits), stride};
     const dim3 grid(query_tiles, plan_.splits);
     float* const lows = for_lows ? scratch_.lows.of(0) : nullptr;
-    if (stages_) {
+    if (ring_.count) {
       queue_.launch("screen_wgmma", for_lows ? screen_wgmma<true> : screen_wgmma<false>, grid, wgmma_threads,
-                    wgmma_shared(stages_, plan_.padded), codes, range, stages_, lows, scratch_.lists.of(0),
-                    scratch_.counts.of(0), plan_.listed);
+                    ring_.shared(plan_.padded), codes, range, ring_, lows, scratch_.lists.of(0), scratch_.counts.of(0),
+                    plan_.listed);
       return;
     }
     const bool resident = screen_shared(true, plan_.padded) + screen_static <= queue_.shared_memory();
@@ -202,7 +201,7 @@ class Search {
   const Problem problem_;
   const Plan& plan_;
   const Scratch& scratch_;
-  int stages_ = 0;  // of screen_wgmma, if it can run here
+  Ring ring_;  // of screen_wgmma, if it can run here
 };
 
 }  // namespace

@@ -1,10 +1,12 @@
 // The screen for GPUs of compute capability 9.0, for cuda.cu: as cuda_screen.h has it, with the products of warpgroups.
 //
 // A block has 256 queries, which stay in shared memory, and a range of keys, 128 at a time. A thread of its own brings
-// those, 64 codes deep, into a ring of stages; two warpgroups multiply them by 128 queries each. They take turns, tile
-// by tile, so that one looks at its products while those of the other are computed. A row's products are those of four
-// lanes, each of which has a list of its own: nothing is counted by two threads.
+// those, as deep as fits, into a ring of stages; two warpgroups multiply them by 128 queries each. They take turns,
+// tile by tile, so that one looks at its products while those of the other are computed. A row's products are those of
+// four lanes, each of which has a list of its own: nothing is counted by two threads.
 #pragma once
+
+#include <algorithm>
 
 #include "topk_similarity/cuda_screen.h"
 
@@ -14,17 +16,34 @@ constexpr int multipliers = query_tile / encoded_at_once, group_warps = 4;  // g
 constexpr int wgmma_warps = multipliers * group_warps, wgmma_threads = (wgmma_warps + group_warps) * 32;
 constexpr int copier_registers = 40, multiplier_registers = 232;
 static_assert(32 * group_warps * (copier_registers + multipliers * multiplier_registers) <= 1 << 16);
-constexpr int least_stages = 3, most_stages = 24;
-constexpr int64_t wgmma_static = 1 << 10;  // the barriers, rounded up
+constexpr int most_stages = 8, least_together = 3;
+constexpr int64_t slice_bytes = key_tile * slice_row;  // what a product takes of the keys
+constexpr int64_t wgmma_static = 1 << 10;              // the barriers, rounded up
 static_assert((2 * most_stages + multipliers + 1) * sizeof(uint64_t) <= wgmma_static / 2);
 constexpr int wgmma_registers = 129;  // more than all sums: a kernel that takes fewer was compiled for other GPUs
 
-inline int64_t wgmma_shared(int stages, int64_t padded) { return padded * query_tile + stages * key_bytes; }
-// Stages that a block of `shared` bytes has room for; too few, and it cannot run.
-inline int wgmma_stages(int64_t shared, int64_t padded) {
-  const int64_t left = shared - wgmma_static - wgmma_shared(0, padded);
-  return static_cast<int>(left < 0 ? 0 : left / key_bytes < most_stages ? left / key_bytes : most_stages);
-}
+// How keys go through shared memory: `count` stages of `slices` products each. In turns, stages are let go by both
+// groups only when the second one has come to them, so that a whole tile and a stage more must fit.
+struct Ring {
+  int count = 0, slices = 0;
+  bool in_turns = false;
+
+  Ring() = default;
+  // For a block of `shared` bytes. Fewer, deeper stages wait less. None if the rows are too long for such a block.
+  Ring(int64_t shared, int64_t padded) {
+    const int64_t room = (shared - wgmma_static - padded * query_tile) / slice_bytes, all = padded / slice_row;
+    const auto take = [&](int64_t stage) {
+      count = static_cast<int>(std::min<int64_t>(room / stage, most_stages)), slices = static_cast<int>(stage);
+    };
+    if (room < least_together) return;
+    for (int64_t steps = 1; steps < most_stages; ++steps) {
+      take(ceil_div(all, steps));
+      if ((in_turns = count > steps)) return;
+    }
+    take(std::max<int64_t>(room / (least_together + 1), 1));
+  }
+  int64_t shared(int64_t padded) const { return padded * query_tile + count * slices * slice_bytes; }
+};
 
 // A tile of codes in shared memory, from a row and column on, as warpgroups take their operands: eight rows of 32 bytes
 // after the other, of which bit 4 of an address is changed by bit 7 (what they call swizzling of 32 bytes).
@@ -49,19 +68,21 @@ __device__ int32_t chosen(const Value& value, uint32_t j, int from = 0) {
 
 template <bool for_lows>
 __global__ void __launch_bounds__(wgmma_threads, 1)
-    screen_wgmma(Codes codes, Range range, int ring, float* lows, uint64_t* lists, int32_t* counts, int capacity) {
+    screen_wgmma(Codes codes, Range range, Ring ring, float* lows, uint64_t* lists, int32_t* counts, int capacity) {
 #ifdef OFA_WARPGROUPS
   __shared__ __align__(8) uint64_t full[most_stages], empty[most_stages], turn[multipliers], held;
-  const int padded = codes.padded, slices = padded / half_turned, tile_bytes = encoded_at_once * padded;
+  const int padded = codes.padded, slices = padded / slice_row, tile_bytes = encoded_at_once * padded;
+  const int stage_bytes = ring.slices * static_cast<int>(slice_bytes);
   uint8_t* const queries = dynamic_shared();
   uint8_t* const stages = queries + multipliers * tile_bytes;
-  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / group_warps;
+  // Told to be the same in all lanes, operands are computed once a warp.
+  const int lane = threadIdx.x % 32, warp = __shfl_sync(all_threads, threadIdx.x / 32, 0), group = warp / group_warps;
   const int64_t first_query = static_cast<int64_t>(blockIdx.x) * query_tile;
   const int first_tile = range.begin + static_cast<int>(blockIdx.y) * range.per_split;
   const int end_tile = min(range.end, first_tile + range.per_split);
 
   if (threadIdx.x == 0) {
-    for (int i = 0; i < ring; ++i) start_barrier(full + i, 1), start_barrier(empty + i, wgmma_warps);
+    for (int i = 0; i < ring.count; ++i) start_barrier(full + i, 1), start_barrier(empty + i, wgmma_warps);
     for (int i = 0; i < multipliers; ++i) start_barrier(turn + i, group_warps);
     start_barrier(&held, 1);
     publish_barriers();
@@ -71,7 +92,7 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   int stage = 0;
   uint32_t round = 0;  // how often the ring was gone through
   const auto next_stage = [&] {
-    if (++stage == ring) stage = 0, ++round;
+    if (++stage == ring.count) stage = 0, ++round;
   };
 
   if (group == multipliers) {
@@ -82,11 +103,11 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
       copy_bulk(queries + i * tile_bytes, codes.queries + first_query * padded + i * tile_bytes, tile_bytes, &held);
     for (int tile = first_tile; tile < end_tile; ++tile) {
       const int8_t* const from = codes.keys + range.tile(tile) * tile_bytes;
-      for (int step = 0; step < tile_bytes; step += key_bytes, next_stage()) {
-        const int bytes = min(key_bytes, tile_bytes - step);
+      for (int at = 0; at < tile_bytes; at += stage_bytes, next_stage()) {
+        const int bytes = min(stage_bytes, tile_bytes - at);
         wait_for_phase(empty + stage, round - 1);
         arrive_for_bytes(full + stage, bytes);
-        copy_bulk(stages + stage * key_bytes, from + step, bytes, full + stage);
+        copy_bulk(stages + stage * stage_bytes, from + at, bytes, full + stage);
       }
     }
     return;
@@ -104,33 +125,30 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
   const int lists_of_row = static_cast<int>(gridDim.y) * list_parts;
   uint64_t* const own_lists = lists + first_list * capacity;
 
-  // Else a tile's stages, which one group lets go only when the other has come, would be more than there are.
-  const bool in_turns = 2 * ring > slices + 1;
   const uint32_t key_count = static_cast<uint32_t>(codes.key_count);
   const uint64_t left = operand(queries + group * tile_bytes), right = operand(stages);
-  uint64_t keys = right;
   int32_t sum[down][64];
   if (first_tile < end_tile) wait_for_phase(&held, 0);
   for (int tile = first_tile; tile < end_tile; ++tile) {
     const KeyTile at = codes.tiles[range.tile(tile)];
-    if (in_turns) wait_for_phase(turn + group, tile - first_tile + group - 1);
+    if (ring.in_turns) wait_for_phase(turn + group, tile - first_tile + group - 1);
     int before = 0;
-    for (int slice = 0; slice < slices; ++slice) {
-      const bool begins = slice % 2 == 0;  // a stage: the last may have one slice only
-      if (begins) {
-        wait_for_phase(full + stage, round);
-        keys = right + stage * (key_bytes >> 4);
-      }
-      begin_products();
+    for (int slice = 0, end; slice < slices; slice = end) {
+      end = min(slices, slice + ring.slices);
+      wait_for_phase(full + stage, round);
+      uint64_t queries_at = left + slice * moved(0, slice_row), keys_at = right + stage * (stage_bytes >> 4);
+      for (int i = slice; i < end; ++i) {
+        begin_products();
 #  pragma unroll
-      for (int m = 0; m < down; ++m)
-        multiply_tiles(sum[m], left + slice * moved(0, half_turned) + moved(64 * m, 0),
-                       keys + slice % 2 * moved(0, half_turned), slice);
+        for (int m = 0; m < down; ++m) multiply_tiles(sum[m], queries_at + moved(64 * m, 0), keys_at, i);
+        queries_at += moved(0, slice_row), keys_at += moved(0, slice_row);
+      }
       commit_products();
-      if (slice + 1 == slices && in_turns && lane == 0) arrive(turn + 1 - group);
-      if (!begins) continue;
-      wait_for_products<1>();
-      if (slice && lane == 0) arrive(empty + before);
+      if (end == slices && ring.in_turns && lane == 0) arrive(turn + 1 - group);
+      if (slice) {
+        wait_for_products<1>();
+        if (lane == 0) arrive(empty + before);
+      }
       before = stage;
       next_stage();
     }
@@ -166,45 +184,33 @@ __global__ void __launch_bounds__(wgmma_threads, 1)
                 fmaf(static_cast<float>(of_all), bars[i].scale * at.scale, -bars[i].slack(at));
         }
     } else {
-      int32_t lowest[rows];
-      bool reached = false;
-#  pragma unroll
-      for (int i = 0; i < rows; ++i) {
-        lowest[i] = bars[i].lowest(at);
-        most[i][0] = max(most[i][0], most[i][1]);
-        reached = reached || most[i][0] >= lowest[i];
-      }
-      if (!reached) continue;
       const uint32_t first_key = static_cast<uint32_t>(range.tile(tile)) * key_tile + lane % 4 * 2;
-      const bool whole = first_key + key_tile <= key_count;
-      uint32_t hits[rows];
+      const bool whole = (static_cast<uint32_t>(range.tile(tile)) + 1) * key_tile <= key_count;
 #  pragma unroll
       for (int i = 0; i < rows; ++i) {
-        hits[i] = 0;
+        const int32_t lowest = bars[i].lowest(at), highest = max(most[i][0], most[i][1]);
+        if (!__any_sync(all_threads, highest >= lowest)) continue;
+        uint32_t hits = 0;
 #  pragma unroll
-        for (int j = 0; j < halves * in_half; ++j) hits[i] |= static_cast<uint32_t>(value(i, j) >= lowest[i]) << j;
-      }
-      const auto append = [&](int i, bool hit, uint32_t j, int32_t product) {
-        const float upper = fmaf(static_cast<float>(product), bars[i].scale * at.scale, bars[i].slack(at));
-        store_if(hit && found[i] < capacity, own_lists + row_of(i) * lists_of_row * capacity + found[i],
-                 pack(upper, static_cast<int32_t>(first_key + column(j))));
-        found[i] += hit;
-      };
-      // Of a row a thread seldom has more than one, which then is the largest: without a branch, all rows side by side.
-#  pragma unroll
-      for (int i = 0; i < rows; ++i) {
-        const bool one = whole && hits[i] && !(hits[i] & (hits[i] - 1));
-        append(i, one, 31 - __clz(hits[i]), most[i][0]);
-        if (one) hits[i] = 0;
-      }
-#  pragma unroll
-      for (int i = 0; i < rows; ++i)
-        while (hits[i]) {
-          const uint32_t j = 31 - __clz(hits[i]);
-          hits[i] ^= 1u << j;
-          append(i, first_key + column(j) < key_count, j,
+        for (int j = 0; j < halves * in_half; ++j) hits |= static_cast<uint32_t>(value(i, j) >= lowest) << j;
+        const auto append = [&](bool hit, uint32_t j, int32_t product) {
+          const float upper = fmaf(static_cast<float>(product), bars[i].scale * at.scale, bars[i].slack(at));
+          store_if(hit && found[i] < capacity, own_lists + row_of(i) * lists_of_row * capacity + found[i],
+                   pack(upper, static_cast<int32_t>(first_key + column(j))));
+          found[i] += hit;
+        };
+        // A thread seldom has more than one, which then is the largest.
+        const bool one = whole && hits && !(hits & (hits - 1));
+        append(one, 31 - __clz(hits), highest);
+        if (!__any_sync(all_threads, hits && !one)) continue;
+        if (one) hits = 0;
+        while (hits) {
+          const uint32_t j = 31 - __clz(hits);
+          hits ^= 1u << j;
+          append(first_key + column(j) < key_count, j,
                  chosen<halves * in_half>([&](int at) { return value(i, at); }, j));
         }
+      }
     }
   }
   if constexpr (!for_lows) {

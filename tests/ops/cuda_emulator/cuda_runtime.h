@@ -273,23 +273,25 @@ using std::min;
 inline void __syncthreads() { emulator::barrier(); }
 
 template <class T>
-T __shfl_xor_sync(unsigned, T value, int mask) {
+T shuffled(const char* instruction, T value, int lane) {
   emulator::Warp::Deposit own{};
   static_assert(sizeof(T) <= sizeof own.value);
   std::memcpy(&own.value, &value, sizeof value);
-  const auto* const all = emulator::exchange("shfl.xor", own);
-  std::memcpy(&value, &all[(emulator::block()->now % 32) ^ mask].value, sizeof value);
+  std::memcpy(&value, &emulator::exchange(instruction, own)[lane].value, sizeof value);
   return value;
 }
-
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  return shuffled("shfl", value, lane);
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+  return shuffled("shfl.xor", value, (emulator::block()->now % 32) ^ mask);
+}
 template <class T>
 T __shfl_up_sync(unsigned, T value, int step) {
-  emulator::Warp::Deposit own{};
-  std::memcpy(&own.value, &value, sizeof value);
-  const auto* const all = emulator::exchange("shfl.up", own);
   const int lane = emulator::block()->now % 32;
-  if (lane >= step) std::memcpy(&value, &all[lane - step].value, sizeof value);
-  return value;
+  return shuffled("shfl.up", value, lane < step ? lane : lane - step);
 }
 
 inline unsigned __ballot_sync(unsigned, bool mine) {
@@ -300,6 +302,7 @@ inline unsigned __ballot_sync(unsigned, bool mine) {
   for (int i = 0; i < 32; ++i) bits |= static_cast<unsigned>(all[i].value) << i;
   return bits;
 }
+inline bool __any_sync(unsigned, bool mine) { return __ballot_sync(~0u, mine) != 0; }
 inline void __syncwarp() { emulator::exchange("syncwarp", {}); }
 
 template <class Combine>
