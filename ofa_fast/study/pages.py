@@ -37,6 +37,7 @@ def about(report: dict) -> list[tuple[str, str]]:
         lines.insert(3, ("training", f"{', '.join(map(str, steps))} steps" + (f"; {options}" if options else "")))
         threads = sorted({own["threads"] for own in trained})
         lines.insert(-1, ("threads of an arm", ", ".join(map(str, threads))))
+        lines.insert(-1, ("trained on", ", ".join(sorted({own["device"] for own in trained}))))
         lines.insert(-1, ("energy", trained[0]["cost"]["energy_source"]))
     return lines
 
