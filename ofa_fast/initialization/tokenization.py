@@ -27,13 +27,46 @@ def tokens_by_id(tokenizer, name: str = "tokenizer") -> list[str | None]:
     Raises:
         ValueError: the vocabulary is empty.
     """
+    tokens = _tokens_in_order(tokenizer)
+    if tokens is not None:
+        return tokens
     vocabulary = tokenizer.get_vocab()
     if not vocabulary:
         raise ValueError(f"{name} has an empty vocabulary: it needs at least one token")
-    tokens: list[str | None] = [None] * (max(vocabulary.values()) + 1)
+    tokens = [None] * (max(vocabulary.values()) + 1)
     for token, index in vocabulary.items():
         tokens[index] = token
     return tokens
+
+
+def _tokens_in_order(tokenizer) -> list[str] | None:
+    """``tokens_by_id`` asked for one by one, which is faster than a dictionary in no order; None where that may differ."""
+    if not _is_plain_rust(tokenizer, "get_vocab"):
+        return None
+    backend = tokenizer.backend_tokenizer
+    added = {index: token.content for index, token in backend.get_added_tokens_decoder().items()}
+    below = {index: backend.model.id_to_token(index) for index in added}
+    size = backend.get_vocab_size(with_added_tokens=False) + sum(token is None for token in below.values())
+    tokens = list(map(backend.id_to_token, range(size)))
+    hidden = any(token not in (None, added[index]) for index, token in below.items())
+    in_order = size > max(added, default=0) and None not in tokens and len(set(tokens)) == size and not hidden
+    return tokens if in_order else None
+
+
+def decoded(tokenizer, ids: Sequence[int], tokens: Sequence[str | None]) -> list[str]:
+    """What ``decode`` gives for each of the ids alone; ``tokens`` are those by id."""
+    if not _is_plain_rust(tokenizer, "batch_decode", "decode", "_decode", "clean_up_tokenization"):
+        return tokenizer.batch_decode([[index] for index in ids])
+    backend = tokenizer.backend_tokenizer
+    if backend.decoder is None:  # tokens with spaces between them
+        texts = [tokens[index] for index in ids]
+    else:
+        texts = backend.decode_batch([[index] for index in ids], skip_special_tokens=False)
+    if tokenizer.clean_up_tokenization_spaces:  # and nothing else
+        spaced = [place for place, text in enumerate(texts) if " " in text]
+        for place, text in zip(spaced, tokenizer.batch_decode([[ids[place]] for place in spaced]), strict=True):
+            texts[place] = text
+    return texts
 
 
 def special_ids(tokenizer) -> set[int]:
@@ -42,6 +75,15 @@ def special_ids(tokenizer) -> set[int]:
 
 def is_rust(tokenizer) -> bool:
     return bool(getattr(tokenizer, "is_fast", False)) and hasattr(tokenizer, "backend_tokenizer")
+
+
+def _is_plain_rust(tokenizer, *methods: str) -> bool:
+    """Whether these methods of a Rust tokenizer are what transformers has for all of them."""
+    if not is_rust(tokenizer):
+        return False
+    from transformers import PreTrainedTokenizerFast as Plain
+
+    return all(getattr(type(tokenizer), name, None) is getattr(Plain, name) for name in methods)
 
 
 @contextmanager
