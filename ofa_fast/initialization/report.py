@@ -78,13 +78,14 @@ def parameters(rows: int, rank: int, dim: int, factorized: bool) -> dict:
 
 
 def array_sha256(array: np.ndarray | torch.Tensor) -> str:
-    """Of the bytes, in row order, read a piece at a time so that a memory map stays on disk."""
-    if isinstance(array, torch.Tensor):
-        array = array.detach().cpu().contiguous().view(torch.uint8).numpy()
+    """Of the bytes, in row order, read a piece at a time: a memory map stays on disk, a GPU's table there."""
     digest = hashlib.sha256()
     step = max(1, (1 << 24) // max(1, array[:1].nbytes))
     for begin in range(0, len(array), step):
-        digest.update(np.ascontiguousarray(array[begin : begin + step]).data)
+        piece = array[begin : begin + step]
+        if isinstance(piece, torch.Tensor):
+            piece = piece.detach().cpu().contiguous().view(torch.uint8).numpy()
+        digest.update(np.ascontiguousarray(piece).data)
     return digest.hexdigest()
 
 

@@ -40,7 +40,7 @@ def tokens_by_id(tokenizer, name: str = "tokenizer") -> list[str | None]:
 
 
 def _tokens_in_order(tokenizer) -> list[str] | None:
-    """``tokens_by_id`` asked for one by one, which is faster than a dictionary in no order; None where that may differ."""
+    """``tokens_by_id`` without a dictionary in no order, which takes longer to make; None where that might differ."""
     if not _is_plain_rust(tokenizer, "get_vocab"):
         return None
     backend = tokenizer.backend_tokenizer
