@@ -55,7 +55,12 @@ def script(text: str | bytes | None) -> str:
 
 def coverage(texts: list, origin: np.ndarray) -> dict:
     """Per script, most tokens first: tokens of each origin, and the share that is not random."""
-    scripts = list(map(script, texts))
+    # Where a token begins tells its script, save for a few.
+    heads = [text[:2] if isinstance(text, str) else text for text in texts]
+    of_head = {head: script(head) for head in set(heads)}
+    scripts = [
+        script(text) if of_head[head] == "Common" else of_head[head] for text, head in zip(texts, heads, strict=True)
+    ]
     names = sorted(set(scripts))
     place = {name: i for i, name in enumerate(names)}
     of = np.fromiter(map(place.__getitem__, scripts), np.int64, count=len(scripts))

@@ -73,7 +73,7 @@ def _normal(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: 
     """N(mean, population std), column by column."""
     mean, std = (moment.float().cpu().numpy() for moment in _moments(table))
     for rows, within, normal in _streams(random, table.shape[1], seed, first_row):
-        out.numpy()[rows] = (normal * std + mean)[within]
+        out.numpy()[rows] = normal[within] * std + mean
 
 
 def _moments(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

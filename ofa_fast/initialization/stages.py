@@ -16,6 +16,7 @@ from ofa_fast.initialization.neighbors import nearest
 from ofa_fast.initialization.rows import ROWS_AT_ONCE
 from ofa_fast.initialization.sharing import Processes
 from ofa_fast.initialization.subwords import subword_vectors
+from ofa_fast.initialization.word_list import WordList, distinct_words
 from ofa_fast.ops import truncated_svd
 
 
@@ -51,6 +52,7 @@ class Stages:
     word_weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        self._words: tuple[set[str] | None, WordList] | None = None
         self._hashes: dict[str, Future] = {}
         if self.processes.rank and self.cache is None:
             return
@@ -81,6 +83,8 @@ class Stages:
         self, vocabulary: Vocabulary, languages: set[str] | None, name: str, part: slice
     ) -> tuple[torch.Tensor, str]:
         def make() -> dict[str, torch.Tensor]:
+            if self._words is None or self._words[0] != languages:
+                self._words = languages, distinct_words(self.word_vectors, languages, self.parity)
             made = subword_vectors(
                 vocabulary.tokenizer,
                 self.word_vectors,
@@ -94,6 +98,7 @@ class Stages:
                 columns=self.columns,
                 word_weights=self.word_weights,
                 size=len(vocabulary.tokens),
+                words=self._words[1],
             )
             return {"vectors": torch.from_numpy(made)}
 

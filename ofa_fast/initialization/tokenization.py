@@ -121,7 +121,7 @@ def batch_encoder(tokenizer, expected: int | None = None) -> Callable[[Sequence[
         return flat([encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)])
 
     native = native_unigram(backend) if expected is None or expected >= TEXTS_WORTH_A_NATIVE_MODEL else None
-    if native is not None and _same(native, alone, [*_probes(), *_spoken(backend)]):
+    if native is not None and _same(native, alone, [*_probes(), *native.some_pieces()]):
         return lambda texts: native(texts) or alone(texts)
     joined = _joined(backend, alone)
     return joined if _same(joined, alone, _probes()) else alone
@@ -144,12 +144,6 @@ def _of_same_model(backend: Tokenizer) -> Tokenizer:
 def _probes() -> list[str]:
     words = (*_PROBES, "", "Water", "▁x", "##x", "1.5%")
     return [f"{space}{text}" for text in words for space in ("", " ")]
-
-
-def _spoken(backend: Tokenizer, count: int = 1000) -> list[str]:
-    """Some of the tokens, as text."""
-    tokens = sorted(set(backend.get_vocab()) - {token.content for token in backend.get_added_tokens_decoder().values()})
-    return [token.replace("▁", " ") for token in tokens[:: -(-len(tokens) // count)]]
 
 
 def _same(one, other, texts: list[str]) -> bool:
