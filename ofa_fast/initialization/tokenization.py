@@ -18,6 +18,9 @@ from ofa_fast.initialization.unigram import native_unigram
 TEXTS_PER_BATCH = 64
 TEXTS_AT_ONCE = 32_768
 TEXTS_WORTH_A_NATIVE_MODEL = 250_000
+# Normalizers that write an ASCII character in one way whatever stands beside it.
+_BY_CHARACTER = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "StripAccents"}
+_SINGLE_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 _PROBES = ("water", "ὕδωρ", "вода", "ջուր", "पानी", "水", "su2", "l'eau", "x-y")
 
 
@@ -201,13 +204,31 @@ def normalizer(tokenizer) -> Callable[[str], str] | None:
     if not is_rust(tokenizer) or tokenizer.backend_tokenizer.normalizer is None:
         return None
     normalize = tokenizer.backend_tokenizer.normalizer.normalize_str
+    of_ascii = _of_ascii(tokenizer.backend_tokenizer.normalizer)
 
     def of_piece(text: str) -> str:
-        # Some normalizers mark spaces, or put a mark in front.
-        body = normalize(text.removeprefix(" ")).replace("▁", " ").strip()
+        body = text.removeprefix(" ")
+        if of_ascii and body.isascii() and body.isprintable() and "  " not in body:
+            body = of_ascii(body).strip()
+        else:  # some normalizers mark spaces, or put a mark in front
+            body = normalize(body).replace("▁", " ").strip()
         return f" {body}" if body and text.startswith(" ") else body
 
     return of_piece
+
+
+def _of_ascii(normalizer) -> Callable[[str], str] | None:
+    """What a normalizer does to printable ASCII, single spaces included: nothing, or lower case; None: who knows."""
+    try:
+        told = json.loads(normalizer.__getstate__())
+    except Exception:  # one that is written in Python
+        return None
+    steps = told["normalizers"] if told["type"] == "Sequence" else [told]
+    if not all(step["type"] in _BY_CHARACTER or step == _SINGLE_SPACES for step in steps):
+        return None
+    letters = [chr(code) for code in range(32, 127)]
+    made = list(map(normalizer.normalize_str, letters))
+    return str if made == letters else str.lower if made == list(map(str.lower, letters)) else None
 
 
 def glued_characters(tokenizer) -> Callable[[str], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 
@@ -62,11 +63,22 @@ def _bytes(text: bytes) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())
 
 
+def _told(backend) -> dict:
+    """The tokenizer's JSON. Of the lists in it, one a piece, the collector would look at all again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return json.loads(backend.to_str())
+    finally:
+        if collects:
+            gc.enable()
+
+
 def native_unigram(backend) -> NativeUnigram | None:
     """The native form of a Rust tokenizer; None where it is of another kind, or the native module is missing."""
     if _native.cpu is None or type(backend.model).__name__ != "Unigram":
         return None
-    told = json.loads(backend.to_str())
+    told = _told(backend)
     model, pre_tokenizer = told["model"], told["pre_tokenizer"] or {}
     plain = (
         pre_tokenizer.get("type") == "Metaspace"
