@@ -90,7 +90,7 @@ def _overlap(source: Vocabulary, target: Vocabulary, sources: np.ndarray) -> dic
         "same_text": same,
         "other_case": len(copied) - special - same,
         "special": special,
-        "source_tokens_used": len(np.unique(sources[sources >= 0])),
+        "source_tokens_used": int(np.count_nonzero(np.bincount(sources[sources >= 0]))),
     }
 
 
@@ -146,9 +146,9 @@ def languages(word_vectors, source_tokenizer, target: Vocabulary, origin: np.nda
     texts = [f" {word_vectors.words[row]}" for rows in sampled.values() for row in rows]
     unknown = target.tokenizer.unk_token_id
     kinds = np.append(origin, len(ORIGINS))
-    ids, starts = _encode(target.tokenizer, texts)
+    ids, starts = tokenization.batch_encoder(target.tokenizer, len(texts))(texts)
     kind = kinds[np.where(ids == unknown, len(origin), ids)] if unknown is not None else origin[ids]
-    source_ids, source_starts = _encode(source_tokenizer, texts)
+    source_ids, source_starts = tokenization.batch_encoder(source_tokenizer, len(texts))(texts)
     found, begin = {}, 0
     for code, rows in sampled.items():
         end = begin + len(rows)
@@ -164,15 +164,6 @@ def languages(word_vectors, source_tokenizer, target: Vocabulary, origin: np.nda
         }
         begin = end
     return dict(sorted(found.items(), key=lambda item: -item[1]["words"]))
-
-
-def _encode(tokenizer, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and offsets, by the tokenizer as it stands: ``tokenization.batch_encoder`` pays for many more texts only."""
-    if not tokenization.is_rust(tokenizer):
-        return tokenization.batch_encoder(tokenizer)(texts)
-    with tokenization.whole_texts(tokenizer):
-        encoded = tokenizer.backend_tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return tokenization.flat([encoding.ids for encoding in encoded])
 
 
 def _examples(source, target, origin, neighbors, weights, similarities) -> dict:

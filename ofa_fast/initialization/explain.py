@@ -82,11 +82,11 @@ def words_of(indices: list[int], tokenizer, word_vectors) -> dict[int, list[str]
     from ofa_fast.initialization.tokenization import batch_encoder
 
     encode = batch_encoder(tokenizer)
-    texts = texts_of(word_vectors.words, spellings_for(tokenizer))
-    ids, starts = encode([text for of_word in texts for text in of_word])
-    word_of_text = np.repeat(np.arange(len(texts)), [len(of_word) for of_word in texts])
+    texts, counts = texts_of(word_vectors.words, spellings_for(tokenizer))
+    ids, starts = encode(texts)
+    word_of_text = np.repeat(np.arange(len(counts)), counts)
     word_of = np.repeat(word_of_text, np.diff(starts))
-    languages = word_vectors.languages or [""] * len(texts)
+    languages = word_vectors.languages or [""] * len(counts)
     named = {}
     for index in indices:
         rows = np.unique(word_of[ids == index]).tolist()

@@ -6,12 +6,12 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from operator import methodcaller
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from ofa_fast.initialization.tokenization import glued_characters, normalizer, special_ids, tokens_by_id
+from ofa_fast.initialization.tokenization import decoded, glued_characters, normalizer, special_ids, tokens_by_id
 
 # How each kind of vocabulary marks its tokens; the kind whose mark begins most tokens is a vocabulary's own.
 MARKS = {"metaspace": "▁", "wordpiece": "##", "byte-level": "Ġ"}
@@ -30,6 +30,8 @@ ROLES = {
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _OTHER = [byte for byte in range(256) if byte not in _PRINTABLE]
 _BYTE_OF = {chr(byte): byte for byte in _PRINTABLE} | {chr(256 + i): byte for i, byte in enumerate(_OTHER)}
+# Characters that stand for no byte are sent beyond Latin-1, where those above U+0143 are already.
+_LATIN = dict.fromkeys(_OTHER, "\uffff") | {ord(character): byte for character, byte in _BYTE_OF.items()}
 _BYTE_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>\Z")
 _END = "</w>"
 _BETWEEN = "\ud800"  # half a surrogate pair, which no token of a Rust tokenizer can hold
@@ -54,17 +56,36 @@ def _from_bytes(data: bytes) -> str | bytes:
         return data
 
 
-def _byte_level(token: str) -> str | bytes:
-    if not all(character in _BYTE_OF for character in token):
-        return token
-    return _from_bytes(bytes(_BYTE_OF[character] for character in token))
+def _byte_level(tokens: list[str]) -> list[str | bytes]:
+    # All at once: there are more characters than tokens.
+    latin = _BETWEEN.join(tokens).translate(_LATIN).split(_BETWEEN)
+    latin = latin if len(latin) == len(tokens) else [token.translate(_LATIN) for token in tokens]
+    return [
+        text if text.isascii() else token if max(text) > "\xff" else _from_bytes(text.encode("latin-1"))
+        for token, text in zip(tokens, latin, strict=True)
+    ]
+
+
+def _bytes(tokens: list[str]) -> list[str | bytes]:
+    return [_from_bytes(t.encode("latin-1")) if max(t, default="") < "\u0100" else t for t in tokens]
+
+
+def _word_end(tokens: list[str]) -> list[str | bytes]:
+    """A token that ends a word is taken for the whole word first, any other for a part of one."""
+    texts = [token.removesuffix(_END) for token in tokens]
+    texts = _byte_level(texts) if set(_BYTE_OF).issubset(tokens) else texts
+    return [
+        f" {text}" if token.endswith(_END) and isinstance(text, str) else text
+        for token, text in zip(tokens, texts, strict=True)
+    ]
 
 
 _STANDARD = {
-    "metaspace": methodcaller("replace", "▁", " "),
-    "wordpiece": lambda token: token[2:] if token.startswith("##") else f" {token}",
+    "metaspace": lambda tokens: [token.replace("▁", " ") for token in tokens],
+    "wordpiece": lambda tokens: [token[2:] if token.startswith("##") else f" {token}" for token in tokens],
     "byte-level": _byte_level,
-    "bytes": lambda token: _from_bytes(token.encode("latin-1")) if max(token) < "\u0100" else token,
+    "bytes": _bytes,
+    "word-end": _word_end,
 }
 
 
@@ -84,11 +105,11 @@ class Vocabulary:
     special: set[int]
     loose: set[int]
 
-    def readings(self, index: int) -> list[str | bytes]:
-        text = self.texts[index]
-        if index not in self.loose or isinstance(text, bytes):
-            return [text]
-        return [text, text[1:] if text.startswith(" ") else f" {text}"]
+    def second(self, ids: Iterable[int]) -> tuple[list[int], list[str]]:
+        """Those of the tokens that are loose, and what they stand for at second best."""
+        ids = [i for i in ids if i in self.loose and isinstance(self.texts[i], str)] if self.loose else []
+        texts = (self.texts[i] for i in ids)
+        return ids, [text[1:] if text.startswith(" ") else f" {text}" for text in texts]
 
 
 def read_vocabulary(tokenizer, name: str = "tokenizer") -> Vocabulary:
@@ -97,24 +118,26 @@ def read_vocabulary(tokenizer, name: str = "tokenizer") -> Vocabulary:
     special = special_ids(tokenizer)
     added = set(tokenizer.added_tokens_decoder)
     verbatim = special | (added if kind in ("byte-level", "bytes", "word-end") else set())
-    standard = _STANDARD.get(kind)
-    if kind == "word-end":
-        standard = _word_end(tokens)
-    elif kind == "plain":
-        standard = _plain(tokenizer, tokens, special)
-
-    texts = [token if token is None or index in verbatim else standard(token) for index, token in enumerate(tokens)]
-    for index in [index for index, token in enumerate(tokens) if token is not None and token.startswith("<0x")]:
-        if index not in verbatim and (fallback := _BYTE_FALLBACK.match(tokens[index])):
+    known = ["" if token is None else token for token in tokens]
+    texts = _plain(tokenizer, tokens, special) if kind == "plain" else _STANDARD[kind](known)
+    for index in [index for index, token in enumerate(known) if token.startswith("<0x")]:
+        if fallback := _BYTE_FALLBACK.match(known[index]):
             texts[index] = bytes.fromhex(fallback[1])
-    ordinary = [index for index, token in enumerate(tokens) if token is not None and index not in special]
+    for index in [*verbatim, *(index for index, token in enumerate(tokens) if token is None)]:
+        if index < len(tokens):
+            texts[index] = tokens[index]
+
     loose: set[int] = set()
-    if kind == "word-end":
-        loose = set(ordinary)  # the mark says where a word ends, not where it begins
+    if kind == "word-end":  # the mark says where a word ends, not where it begins
+        loose = {index for index, token in enumerate(tokens) if token is not None} - special
     elif kind in ("wordpiece", "plain"):
         glued = glued_characters(tokenizer)
-        spaced = [i for i in ordinary if isinstance(texts[i], str) and texts[i].startswith(" ") and len(texts[i]) > 1]
-        loose = {i for i in spaced if i in added or (_may_be_glued(texts[i][1:]) and glued(texts[i][1:]))}
+        loose = {
+            i
+            for i, text in enumerate(texts)
+            if isinstance(text, str) and text[:1] == " " and len(text) > 1 and i not in special
+            and (i in added or (_may_be_glued(text[1:]) and glued(text[1:])))
+        }  # fmt: skip
     return Vocabulary(tokenizer, kind, tokens, texts, special, loose)
 
 
@@ -122,24 +145,11 @@ def _may_be_glued(text: str) -> bool:
     return len(text) == 1 or not any(map(str.isalnum, text))
 
 
-def _word_end(tokens: list[str | None]) -> Callable[[str], str | bytes]:
-    """A token that ends a word is taken for the whole word first, any other for a part of one."""
-    decode = _byte_level if set(_BYTE_OF).issubset(tokens) else str
-
-    def standard(token: str) -> str | bytes:
-        if not token.endswith(_END):
-            return decode(token)
-        text = decode(token[: -len(_END)])
-        return text if isinstance(text, bytes) else f" {text}"
-
-    return standard
-
-
-def _plain(tokenizer, tokens: list[str | None], special: set[int]) -> Callable[[str], str | bytes]:
+def _plain(tokenizer, tokens: list[str | None], special: set[int]) -> list[str | None]:
     """What ``decode`` gives; with a space in front where tokens are whole words, between which no token is a space."""
     ids = [index for index, token in enumerate(tokens) if token is not None]
-    decoded = dict(zip((tokens[i] for i in ids), tokenizer.batch_decode([[i] for i in ids]), strict=True))
-    probes = [i for i in ids if i not in special and tokens[i].isalpha()][:64]
+    letters = (i for i in ids if i not in special and tokens[i].isalpha())
+    probes = list(islice(letters, 64))
     apart, joined = (
         tokenizer([f"{tokens[i]}{space}{tokens[i]}" for i in probes], add_special_tokens=False)["input_ids"]
         if probes
@@ -148,7 +158,10 @@ def _plain(tokenizer, tokens: list[str | None], special: set[int]) -> Callable[[
     )
     words = sum(a == [i, i] != b for i, a, b in zip(probes, apart, joined, strict=True))
     begin = " " if 2 * words > len(probes) else ""
-    return lambda token: begin + (token if "\ufffd" in decoded[token] else decoded[token])
+    texts = list(tokens)
+    for i, text in zip(ids, decoded(tokenizer, ids, tokens), strict=True):
+        texts[i] = begin + (tokens[i] if "\ufffd" in text else text)
+    return texts
 
 
 def match_vocabularies(source_tokenizer, target_tokenizer, parity: bool = False, fuzzy: bool = True) -> np.ndarray:
@@ -180,61 +193,68 @@ def match_vocabularies(source_tokenizer, target_tokenizer, parity: bool = False,
 
 def match(source: Vocabulary, target: Vocabulary, fuzzy: bool = True) -> np.ndarray:
     """``match_vocabularies`` of vocabularies that are read already."""
-    same_token = {}
-    if source.kind == target.kind:
-        same_token = {t: i for i, t in enumerate(source.tokens) if t is not None and i not in source.special}
+    tokens, texts = target.tokens, target.texts
+    matches = [-1] * len(tokens)
     same_special = {source.tokens[i]: i for i in source.special if i < len(source.tokens)}
     roles = _match_roles(source.tokenizer, target.tokenizer)
-    exact = _index(source, lambda text: text)
-    folded = _index(source, _folded) if fuzzy else {}
-    normalize = normalizer(source.tokenizer) if fuzzy else None
+    for index in target.special:
+        if index < len(tokens) and tokens[index] is not None:
+            matches[index] = roles.get(index, same_special.get(tokens[index], -1))
 
-    def copied_from(index: int, token: str) -> int:
-        if index in target.special:
-            return roles.get(index, same_special.get(token, -1))
-        if token in same_token:
-            return same_token[token]
-        readings = target.readings(index)
-        found = _first(exact, readings)
-        if found < 0 and isinstance(readings[0], bytes) and readings[0].isascii():
-            found = exact.get(readings[0].decode(), -1)
-        if found < 0 and fuzzy and isinstance(readings[0], str):
-            if normalize:
-                found = _first(exact, [normalize(text) for text in readings])
-            if found < 0:
-                found = _first(folded, map(_folded, readings))
-        return found
+    def look_up(known: dict[str | bytes, int], ids: list[int], forms: Iterable[str | bytes]) -> None:
+        for index, found in zip(ids, map(known.get, forms), strict=True):
+            if found is not None:
+                matches[index] = found
 
-    matches = np.full(len(target.tokens), -1, dtype=np.int64)
-    for index, token in enumerate(target.tokens):
-        if token is not None:
-            matches[index] = copied_from(index, token)
-    return matches
+    rest = [index for index, token in enumerate(tokens) if token is not None and index not in target.special]
+    if source.kind == target.kind:
+        same_token = {t: i for i, t in enumerate(source.tokens) if t is not None and i not in source.special}
+        look_up(same_token, rest, [tokens[index] for index in rest])
+        rest = [index for index in rest if matches[index] < 0]
 
+    def look_up_all(known: dict[str | bytes, int], form: Callable[[str], str] | None = None) -> None:
+        nonlocal rest
+        look_up(known, rest, [texts[index] if form is None else form(texts[index]) for index in rest])
+        rest = [index for index in rest if matches[index] < 0]
+        ids, second = target.second(rest)
+        look_up(known, ids, second if form is None else map(form, second))
+        rest = [index for index in rest if matches[index] < 0] if ids else rest
 
-def _first(index: dict[str | bytes, int], texts: Iterable[str | bytes]) -> int:
-    return next((index[text] for text in texts if text in index), -1)
+    exact = _index(source)
+    look_up_all(exact)
+    ascii_bytes = [i for i in rest if isinstance(texts[i], bytes) and texts[i].isascii()]
+    look_up(exact, ascii_bytes, [texts[i].decode() for i in ascii_bytes])
+    if fuzzy:
+        rest = [i for i in rest if isinstance(texts[i], str)]
+        if normalize := normalizer(source.tokenizer):
+            look_up_all(exact, normalize)
+        look_up_all(_index(source, _folded), _folded)
+    return np.array(matches, dtype=np.int64)
 
 
 def _folded(text: str | bytes) -> str | bytes:
     return text if isinstance(text, bytes) else unicodedata.normalize("NFC", text).lower()
 
 
-def _index(source: Vocabulary, form: Callable[[str | bytes], str | bytes]) -> dict[str | bytes, int]:
-    """The id for each form: of a token in that form first, then of one read so, then of one read so at second best."""
-    in_form, first, second = {}, {}, {}
-    for index, text in enumerate(source.texts):
-        if not text or index in source.special:
-            continue
-        own, *other = map(form, source.readings(index))
-        if text == own:
-            in_form.setdefault(own, index)
-        first.setdefault(own, index)
-        for reading in other:
-            second.setdefault(reading, index)
-        if isinstance(text, bytes) and text.isascii():
-            second.setdefault(text.decode(), index)
-    return second | first | in_form
+def _index(source: Vocabulary, form: Callable[[str | bytes], str | bytes] | None = None) -> dict[str | bytes, int]:
+    """The id for each form: of a token in that form first, then of one read so, then of one read so at second best.
+
+    Of equals the lowest, which is the last to be entered.
+    """
+    ids = [i for i in range(len(source.texts) - 1, -1, -1) if source.texts[i] and i not in source.special]
+    texts = [source.texts[i] for i in ids]
+    loose, second = source.second(ids)
+    ascii_bytes = [i for i, text in zip(ids, texts, strict=True) if isinstance(text, bytes) and text.isascii()]
+    at_second_best = [
+        *zip(loose, second if form is None else map(form, second), strict=True),
+        *((i, source.texts[i].decode()) for i in ascii_bytes),
+    ]
+    known = {text: i for i, text in sorted(at_second_best, reverse=True)}
+    forms = texts if form is None else list(map(form, texts))
+    known.update(zip(forms, ids, strict=True))
+    if form is not None:
+        known.update((own, i) for own, text, i in zip(forms, texts, ids, strict=True) if own == text)
+    return known
 
 
 def _match_roles(source_tokenizer, target_tokenizer) -> dict[int, int]:
@@ -256,7 +276,7 @@ def published_texts(tokenizer, tokens: list[str | None] | None = None) -> dict[s
     if joined.count(f"{_BETWEEN}▁") > 100:
         texts = joined.replace("▁", " ").split(_BETWEEN)[1:]
     else:
-        texts = tokenizer.batch_decode([[index] for index in order])
+        texts = decoded(tokenizer, order, tokens)
         if joined.count(f"{_BETWEEN}##") > 100:
             texts = [text[2:] if text.startswith("##") else f" {text}" for text in texts]
     return dict(zip(texts, order, strict=True))

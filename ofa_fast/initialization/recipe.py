@@ -121,6 +121,7 @@ def initialize(
     with report.timed(seconds, "checks"):
         table = arguments.source_table(source_embeddings, len(source.tokens), parity)
         ranks = [arguments.fitting_rank(r, *table.shape) for r in ranks]
+        compared = word_vectors if how.keys else None
         need = needs(
             part.stop - part.start,
             len(source.tokens),
@@ -128,11 +129,11 @@ def initialize(
             table.shape[1],
             [r or table.shape[1] for r in ranks],
             how.neighbors,
-            word_vectors if how.keys else None,
+            compared,
             parity,
         )
         columns = min(processes.exchange(columns_within(budget, need)))
-        stages = Stages(word_vectors, parity, progress, processes, kept, columns, of_words)
+        stages = Stages(table, compared, parity, progress, processes, kept, columns, of_words)
         bias = None if parity else arguments.source_bias_of(source_bias, len(source_embeddings), len(table))
 
     origin = torch.full((len(sources),), RANDOM, dtype=torch.uint8)
@@ -175,7 +176,7 @@ def initialize(
             del key_vectors, target_vectors
 
     with report.timed(seconds, "svd"):
-        factors, spectrum = stages.factors(table, ranks)
+        factors, spectrum = stages.factors(ranks)
     chosen, rest = (origin, sources, found, weights), "published" if parity else how.rest
     rows_of, seconds_of = [], []
     for r in ranks:
@@ -206,10 +207,10 @@ def initialize(
             "explained_variance_by_rank": spectrum,
             "versions": report.versions(),
             "sha256": {
-                "source_embeddings": report.array_sha256(table),
+                "source_embeddings": stages.sha256("source_embeddings"),
                 "source_tokenizer": tokenization.sha256(source_tokenizer),
                 "target_tokenizer": tokenization.sha256(target_tokenizer),
-                "word_vectors": None if how.keys is None else stages.word_vectors_sha256,
+                "word_vectors": stages.sha256("word_vectors"),
             },
         }
         rows_by = (origin, sources, found, weights, similarities)

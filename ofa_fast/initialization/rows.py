@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from itertools import pairwise
 
@@ -65,15 +66,21 @@ def _gaussian(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed
     values, vectors = torch.linalg.eigh(covariance)
     root = (values.clamp_min(0).sqrt()[:, None] * vectors.T).float().cpu().numpy()
     mean = mean.float().cpu().numpy()
-    for rows, within, normal in _streams(random, table.shape[1], seed, first_row):
+    for stream in _streams(random, first_row):
+        rows, within, normal = _drawn(*stream, table.shape[1], seed, first_row)
         out.numpy()[rows] = (normal @ root + mean)[within]
 
 
 def _normal(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:
     """N(mean, population std), column by column."""
     mean, std = (moment.float().cpu().numpy() for moment in _moments(table))
-    for rows, within, normal in _streams(random, table.shape[1], seed, first_row):
-        out.numpy()[rows] = (normal * std + mean)[within]
+
+    def draw(stream: tuple[int, np.ndarray]) -> None:
+        rows, within, normal = _drawn(*stream, table.shape[1], seed, first_row)
+        out.numpy()[rows] = normal[within] * std + mean
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as workers:
+        list(workers.map(draw, _streams(random, first_row)))
 
 
 def _moments(table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,16 +97,19 @@ def _centred(table: torch.Tensor, mean: torch.Tensor) -> Iterator[torch.Tensor]:
     return (part.double() - mean for part in table.split(ROWS_AT_ONCE))
 
 
-def _streams(
-    random: torch.Tensor, width: int, seed: int, first_row: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """A stream of normal numbers for each block of 1,024 rows, so that none waits for another."""
+def _streams(random: torch.Tensor, first_row: int) -> Iterator[tuple[int, np.ndarray]]:
+    """The rows of each block of 1,024: it has a stream of normal numbers of its own, so that none waits for another."""
     random = random.numpy()
     blocks, starts = np.unique((first_row + random) // ROWS_PER_STREAM, return_index=True)
-    normal = np.empty((ROWS_PER_STREAM, width), dtype=np.float32)
-    for block, rows in zip(blocks.tolist(), np.split(random, starts[1:]), strict=True):
-        np.random.default_rng([seed, block]).standard_normal(dtype=np.float32, out=normal)
-        yield rows, (first_row + rows) % ROWS_PER_STREAM, normal
+    return zip(blocks.tolist(), np.split(random, starts[1:]), strict=True)
+
+
+def _drawn(
+    block: int, rows: np.ndarray, width: int, seed: int, first_row: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The rows, their places in the block, and its normal numbers."""
+    normal = np.random.default_rng([seed, block]).standard_normal((ROWS_PER_STREAM, width), dtype=np.float32)
+    return rows, (first_row + rows) % ROWS_PER_STREAM, normal
 
 
 def _published(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: int, first_row: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ from ofa_fast.initialization.neighbors import nearest
 from ofa_fast.initialization.rows import ROWS_AT_ONCE
 from ofa_fast.initialization.sharing import Processes
 from ofa_fast.initialization.subwords import subword_vectors
+from ofa_fast.initialization.word_list import WordList, distinct_words
 from ofa_fast.ops import truncated_svd
 
 
@@ -40,7 +42,8 @@ def matched(source: Vocabulary, target: Vocabulary, parity: bool, copies: str, f
 class Stages:
     """What the stages of one call share."""
 
-    word_vectors: object
+    table: torch.Tensor
+    word_vectors: object  # None where none are compared
     parity: bool
     progress: bool
     processes: Processes
@@ -49,13 +52,20 @@ class Stages:
     word_weights: np.ndarray | None = None
 
     def __post_init__(self) -> None:
-        self._hash: str | None = None
+        self._words: tuple[set[str] | None, WordList] | None = None
+        self._hashes: dict[str, Future] = {}
+        if self.processes.rank and self.cache is None:
+            return
+        # Python runs on while another thread reads all that memory.
+        hashing = ThreadPoolExecutor(1)
+        if self.word_vectors is not None:
+            self._hashes["word_vectors"] = hashing.submit(report.word_vectors_sha256, self.word_vectors)
+        self._hashes["source_embeddings"] = hashing.submit(report.array_sha256, self.table)
+        hashing.shutdown(wait=False)
 
-    @property
-    def word_vectors_sha256(self) -> str:
-        if self._hash is None:
-            self._hash = report.word_vectors_sha256(self.word_vectors)
-        return self._hash
+    def sha256(self, name: str) -> str | None:
+        """Of the ``word_vectors`` or the ``source_embeddings``."""
+        return self._hashes[name].result() if name in self._hashes else None
 
     def _cached(self, stage: str, key: list, make) -> tuple[dict[str, torch.Tensor], str]:
         """The tensors of a stage, and a key for what is made of them."""
@@ -73,6 +83,8 @@ class Stages:
         self, vocabulary: Vocabulary, languages: set[str] | None, name: str, part: slice
     ) -> tuple[torch.Tensor, str]:
         def make() -> dict[str, torch.Tensor]:
+            if self._words is None or self._words[0] != languages:
+                self._words = languages, distinct_words(self.word_vectors, languages, self.parity)
             made = subword_vectors(
                 vocabulary.tokenizer,
                 self.word_vectors,
@@ -86,12 +98,13 @@ class Stages:
                 columns=self.columns,
                 word_weights=self.word_weights,
                 size=len(vocabulary.tokens),
+                words=self._words[1],
             )
             return {"vectors": torch.from_numpy(made)}
 
         key = self.cache and [
             tokenization.sha256(vocabulary.tokenizer),
-            self.word_vectors_sha256,
+            self.sha256("word_vectors"),
             None if languages is None else sorted(languages),
             self.parity,
             [part.start, part.stop],
@@ -127,17 +140,18 @@ class Stages:
         return tensors["scores"], tensors["indices"]
 
     def factors(
-        self, table: torch.Tensor, ranks: list[int | None]
+        self, ranks: list[int | None]
     ) -> tuple[dict[int | None, tuple[torch.Tensor, torch.Tensor | None, float]], list[float]]:
         """Coordinates, basis and explained variance per rank: one SVD at the largest, of which the others are part.
 
         Then the explained variance at ranks 1, 2, ... up to the largest.
         """
+        table = self.table
         found = {None: (table, None, 1.0)}
         ranks = [r for r in ranks if r is not None]
         if not ranks:
             return found, []
-        key = self.cache and [report.array_sha256(table), max(ranks), table.device.type, torch.get_num_threads()]
+        key = self.cache and [self.sha256("source_embeddings"), max(ranks), table.device.type, torch.get_num_threads()]
         tensors, _ = self._cached(
             "svd", key, lambda: dict(zip(("u", "s", "vh"), truncated_svd(table, max(ranks)), strict=True))
         )

@@ -7,7 +7,8 @@ import mmap
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, compress
+from operator import ne
 
 import numpy as np
 import torch
@@ -36,6 +37,8 @@ class _Chunk:
 
     def within(self, begin: int, end: int) -> tuple[np.ndarray, np.ndarray]:
         """The ``ids`` in [begin, end), counted from ``begin``, and [W + 1] where each word's begin."""
+        if begin == 0 and self.ids.max(initial=-1) < end:
+            return self.ids, self.id_starts[self.text_starts]
         kept = (self.ids >= begin) & (self.ids < end)
         before = np.zeros(len(kept) + 1, dtype=np.int64)
         np.cumsum(kept, out=before[1:])
@@ -59,14 +62,16 @@ def spellings_for(tokenizer) -> tuple[int, ...]:
     return tuple(kept)
 
 
-def texts_of(words: list[str], kept: tuple[int, ...]) -> list[tuple[str, ...]]:
-    if kept == (1, 2):  # most multilingual tokenizers, for whose millions of words this is worth its lines
-        titles = [word[:1].title() for word in words]
-        return [
-            (f" {word}",) if title == word[:1] else (f" {word}", f" {title}{word[1:]}")
-            for word, title in zip(words, titles, strict=True)
-        ]
-    return [tuple(dict.fromkeys(every[i] for i in kept)) for every in map(spellings, words)]
+def texts_of(words: list[str], kept: tuple[int, ...]) -> tuple[list[str], np.ndarray]:
+    """The distinct ones of these ``spellings`` of each word, in a row, and how many each word has."""
+    title = {letter: letter.title() for letter in {word[:1] for word in words}}
+    spaced = [f" {word}" for word in words]
+    titled = [f" {title[word[:1]]}{word[1:]}" for word in words] if 2 in kept else []
+    texts = list(chain.from_iterable(zip(*((words, spaced, titled)[i] for i in kept), strict=True)))
+    there = np.ones((len(words), len(kept)), dtype=bool)
+    if titled:  # the one that may be like another, and the last
+        there[:, -1] = list(map(ne, spaced, titled))
+    return list(compress(texts, there.ravel().tolist())), there.sum(1)
 
 
 def published_spellings(word: str) -> tuple[str, ...]:
@@ -111,9 +116,11 @@ class _Encoder:
         if self.encode is None:
             each = 3 if self.kept is None else len(self.kept)
             self.encode = tokenization.batch_encoder(self.tokenizer, each * len(self.words.words))
-        texts = list(map(published_spellings, words)) if self.kept is None else texts_of(words, self.kept)
-        ids, id_starts = self.encode(list(chain.from_iterable(texts)))
-        return ids, id_starts, _starts(list(map(len, texts)))
+        if self.kept is None:
+            texts, counts = list(chain.from_iterable(map(published_spellings, words))), np.full(len(words), 3)
+        else:
+            texts, counts = texts_of(words, self.kept)
+        return *self.encode(texts), _starts(counts)
 
 
 def _starts(lengths) -> np.ndarray:
@@ -136,8 +143,8 @@ def _occurrences(encoder: _Encoder, progress: bool, name: str, processes: Proces
             bar.update(min(step, total - first))
 
 
-def _words_of(tokenizer, word_vectors, languages, parity: bool) -> WordList:
-    words = distinct_words(word_vectors, languages, parity)
+def _words_of(tokenizer, word_vectors, languages, parity: bool, words: WordList | None = None) -> WordList:
+    words = distinct_words(word_vectors, languages, parity) if words is None else words
     tokenization.warn_if_slow(tokenizer, 3 * len(words.words))
     return words
 
@@ -169,6 +176,7 @@ def subword_vectors(
     columns=None,
     word_weights=None,
     size=None,
+    words=None,
 ) -> np.ndarray:
     """The vector of every subword s: the mean of the vectors of the words that contain it.
 
@@ -190,6 +198,7 @@ def subword_vectors(
             come from the cache.
         word_weights: [W] float32, f; by default 1 each. Not with ``parity``.
         size: V, where it is known.
+        words: the ``distinct_words`` of ``languages``, where they are known.
 
     Returns:
         [V, d], V the largest id + 1: float32, float64 with ``parity``; summed in float64 either way, deterministic.
@@ -203,7 +212,7 @@ def subword_vectors(
     Source: Liu et al. 2024 (arXiv 2311.08849), section 3.2.
     """
     vectors = word_vectors.vectors
-    words = _words_of(tokenizer, word_vectors, languages, parity)
+    words = _words_of(tokenizer, word_vectors, languages, parity, words)
     encoder = _Encoder(tokenizer, words, parity, cache)
     size, dim = size or len(tokenization.tokens_by_id(tokenizer)), vectors.shape[1]
     if parity:
@@ -219,7 +228,7 @@ def subword_vectors(
         sums = sums[:, : some.stop - first + weighted].contiguous().zero_()
         totals = torch.zeros(end - begin, dtype=torch.float64)
         for chunk in _occurrences(encoder, progress, name, processes):
-            values = np.asarray(vectors[chunk.rows][:, some], dtype=np.float32, order="C")
+            values = np.require(vectors[_as_slice(chunk.rows)][:, some], np.float32, ("C", "W"))
             if weighted:
                 weights = word_weights[chunk.rows][:, None]
                 values = np.concatenate([values * weights, weights], axis=1)
@@ -229,8 +238,13 @@ def subword_vectors(
         totals = torch.where(totals > 0, sums[:, -1] if weighted else totals, 1.0)
         sums[special] = 0.0
         sums /= totals[:, None]
-        out[:, some] = sums[:, : some.stop - first].numpy()
+        torch.from_numpy(out)[:, some] = sums[:, : some.stop - first]
     return out
+
+
+def _as_slice(rows: np.ndarray) -> np.ndarray | slice:
+    """Rows that follow each other are not copied."""
+    return slice(rows[0], rows[-1] + 1) if len(rows) and (np.diff(rows) == 1).all() else rows
 
 
 def is_mapped(array: np.ndarray) -> bool:

@@ -18,6 +18,9 @@ from ofa_fast.initialization.unigram import native_unigram
 TEXTS_PER_BATCH = 64
 TEXTS_AT_ONCE = 32_768
 TEXTS_WORTH_A_NATIVE_MODEL = 250_000
+# Normalizers that write an ASCII character in one way whatever stands beside it.
+_BY_CHARACTER = {"BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Precompiled", "StripAccents"}
+_SINGLE_SPACES = {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " "}
 _PROBES = ("water", "ὕδωρ", "вода", "ջուր", "पानी", "水", "su2", "l'eau", "x-y")
 
 
@@ -27,13 +30,46 @@ def tokens_by_id(tokenizer, name: str = "tokenizer") -> list[str | None]:
     Raises:
         ValueError: the vocabulary is empty.
     """
+    tokens = _tokens_in_order(tokenizer)
+    if tokens is not None:
+        return tokens
     vocabulary = tokenizer.get_vocab()
     if not vocabulary:
         raise ValueError(f"{name} has an empty vocabulary: it needs at least one token")
-    tokens: list[str | None] = [None] * (max(vocabulary.values()) + 1)
+    tokens = [None] * (max(vocabulary.values()) + 1)
     for token, index in vocabulary.items():
         tokens[index] = token
     return tokens
+
+
+def _tokens_in_order(tokenizer) -> list[str] | None:
+    """``tokens_by_id`` without a dictionary in no order, which takes longer to make; None where that might differ."""
+    if not _is_plain_rust(tokenizer, "get_vocab"):
+        return None
+    backend = tokenizer.backend_tokenizer
+    added = {index: token.content for index, token in backend.get_added_tokens_decoder().items()}
+    below = {index: backend.model.id_to_token(index) for index in added}
+    size = backend.get_vocab_size(with_added_tokens=False) + sum(token is None for token in below.values())
+    tokens = list(map(backend.id_to_token, range(size)))
+    hidden = any(token not in (None, added[index]) for index, token in below.items())
+    in_order = size > max(added, default=0) and None not in tokens and len(set(tokens)) == size and not hidden
+    return tokens if in_order else None
+
+
+def decoded(tokenizer, ids: Sequence[int], tokens: Sequence[str | None]) -> list[str]:
+    """What ``decode`` gives for each of the ids alone; ``tokens`` are those by id."""
+    if not _is_plain_rust(tokenizer, "batch_decode", "decode", "_decode", "clean_up_tokenization"):
+        return tokenizer.batch_decode([[index] for index in ids])
+    backend = tokenizer.backend_tokenizer
+    if backend.decoder is None:  # tokens with spaces between them
+        texts = [tokens[index] for index in ids]
+    else:
+        texts = backend.decode_batch([[index] for index in ids], skip_special_tokens=False)
+    if tokenizer.clean_up_tokenization_spaces:  # and nothing else
+        spaced = [place for place, text in enumerate(texts) if " " in text]
+        for place, text in zip(spaced, tokenizer.batch_decode([[ids[place]] for place in spaced]), strict=True):
+            texts[place] = text
+    return texts
 
 
 def special_ids(tokenizer) -> set[int]:
@@ -42,6 +78,15 @@ def special_ids(tokenizer) -> set[int]:
 
 def is_rust(tokenizer) -> bool:
     return bool(getattr(tokenizer, "is_fast", False)) and hasattr(tokenizer, "backend_tokenizer")
+
+
+def _is_plain_rust(tokenizer, *methods: str) -> bool:
+    """Whether these methods of a Rust tokenizer are what transformers has for all of them."""
+    if not is_rust(tokenizer):
+        return False
+    from transformers import PreTrainedTokenizerFast as Plain
+
+    return all(getattr(type(tokenizer), name, None) is getattr(Plain, name) for name in methods)
 
 
 @contextmanager
@@ -79,7 +124,7 @@ def batch_encoder(tokenizer, expected: int | None = None) -> Callable[[Sequence[
         return flat([encoding.ids for encoding in backend.encode_batch_fast(texts, add_special_tokens=False)])
 
     native = native_unigram(backend) if expected is None or expected >= TEXTS_WORTH_A_NATIVE_MODEL else None
-    if native is not None and _same(native, alone, [*_probes(), *_spoken(backend)]):
+    if native is not None and _same(native, alone, [*_probes(), *native.some_pieces()]):
         return lambda texts: native(texts) or alone(texts)
     joined = _joined(backend, alone)
     return joined if _same(joined, alone, _probes()) else alone
@@ -102,12 +147,6 @@ def _of_same_model(backend: Tokenizer) -> Tokenizer:
 def _probes() -> list[str]:
     words = (*_PROBES, "", "Water", "▁x", "##x", "1.5%")
     return [f"{space}{text}" for text in words for space in ("", " ")]
-
-
-def _spoken(backend: Tokenizer, count: int = 1000) -> list[str]:
-    """Some of the tokens, as text."""
-    tokens = sorted(set(backend.get_vocab()) - {token.content for token in backend.get_added_tokens_decoder().values()})
-    return [token.replace("▁", " ") for token in tokens[:: -(-len(tokens) // count)]]
 
 
 def _same(one, other, texts: list[str]) -> bool:
@@ -165,13 +204,31 @@ def normalizer(tokenizer) -> Callable[[str], str] | None:
     if not is_rust(tokenizer) or tokenizer.backend_tokenizer.normalizer is None:
         return None
     normalize = tokenizer.backend_tokenizer.normalizer.normalize_str
+    of_ascii = _of_ascii(tokenizer.backend_tokenizer.normalizer)
 
     def of_piece(text: str) -> str:
-        # Some normalizers mark spaces, or put a mark in front.
-        body = normalize(text.removeprefix(" ")).replace("▁", " ").strip()
+        body = text.removeprefix(" ")
+        if of_ascii and body.isascii() and body.isprintable() and "  " not in body:
+            body = of_ascii(body).strip()
+        else:  # some normalizers mark spaces, or put a mark in front
+            body = normalize(body).replace("▁", " ").strip()
         return f" {body}" if body and text.startswith(" ") else body
 
     return of_piece
+
+
+def _of_ascii(normalizer) -> Callable[[str], str] | None:
+    """What a normalizer does to printable ASCII, single spaces included: nothing, or lower case; None: who knows."""
+    try:
+        told = json.loads(normalizer.__getstate__())
+    except Exception:  # one that is written in Python
+        return None
+    steps = told["normalizers"] if told["type"] == "Sequence" else [told]
+    if not all(step["type"] in _BY_CHARACTER or step == _SINGLE_SPACES for step in steps):
+        return None
+    letters = [chr(code) for code in range(32, 127)]
+    made = list(map(normalizer.normalize_str, letters))
+    return str if made == letters else str.lower if made == list(map(str.lower, letters)) else None
 
 
 def glued_characters(tokenizer) -> Callable[[str], bool]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Sequence
 
@@ -24,8 +25,10 @@ class NativeUnigram:
         self.normalizer = backend.normalizer
         self.added = [token.content for token in backend.get_added_tokens_decoder().values()]
         self.unknown = unknown
+        self.pieces = [piece for piece, _ in pieces]
         self.scores = torch.tensor([score for _, score in pieces], dtype=torch.float64)
-        encoded = [piece.encode("utf-8") for piece, _ in pieces]
+        self.unknown_score = float(self.scores.min()) - UNKNOWN_PENALTY
+        encoded = [piece.encode("utf-8") for piece in self.pieces]
         order = sorted(range(len(encoded)), key=encoded.__getitem__)
         text = b"".join(encoded[i] for i in order)
         starts = torch.zeros(len(order) + 1, dtype=torch.int64)
@@ -34,6 +37,11 @@ class NativeUnigram:
         labels = torch.empty(len(text) + 2, dtype=torch.uint8)
         made = _native.cpu.unigram_build_trie(_bytes(text), starts, torch.tensor(order), nodes, labels, 1)
         self.nodes, self.labels = nodes[: made + 1].clone(), labels[: made + 1].clone()
+
+    def some_pieces(self, count: int = 1000) -> list[str]:
+        """As text, in every part of the vocabulary."""
+        pieces = self.pieces[:: -(-len(self.pieces) // count)]
+        return [piece.replace("▁", " ") for piece in pieces if piece not in self.added]
 
     def __call__(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray] | None:
         """Ids in a row, int64, and [len(texts) + 1] offsets; None where a text holds what only the tokenizer knows."""
@@ -44,9 +52,8 @@ class NativeUnigram:
         data = _bytes(normal.encode("utf-8"))
         ids = torch.empty(len(data), dtype=torch.int64)
         offsets = torch.zeros(len(texts) + 1, dtype=torch.int64)
-        unknown_score = float(self.scores.min()) - UNKNOWN_PENALTY
         count = _native.cpu.unigram_encode(
-            self.nodes, self.labels, self.scores, self.unknown, unknown_score, data, ids, offsets[1:],
+            self.nodes, self.labels, self.scores, self.unknown, self.unknown_score, data, ids, offsets[1:],
             torch.get_num_threads(),
         )  # fmt: skip
         return ids[:count].numpy(), offsets.numpy()
@@ -56,11 +63,22 @@ def _bytes(text: bytes) -> torch.Tensor:
     return torch.from_numpy(np.frombuffer(text, dtype=np.uint8).copy())
 
 
+def _told(backend) -> dict:
+    """The tokenizer's JSON. Of the lists in it, one a piece, the collector would look at all again and again."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        return json.loads(backend.to_str())
+    finally:
+        if collects:
+            gc.enable()
+
+
 def native_unigram(backend) -> NativeUnigram | None:
     """The native form of a Rust tokenizer; None where it is of another kind, or the native module is missing."""
     if _native.cpu is None or type(backend.model).__name__ != "Unigram":
         return None
-    told = json.loads(backend.to_str())
+    told = _told(backend)
     model, pre_tokenizer = told["model"], told["pre_tokenizer"] or {}
     plain = (
         pre_tokenizer.get("type") == "Metaspace"

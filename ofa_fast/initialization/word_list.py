@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import count
 
 import numpy as np
 
@@ -45,8 +46,9 @@ def distinct_words(word_vectors, languages: set[str] | None, parity: bool) -> Wo
         wanted = [i for i in wanted if of[i] in languages]
         if not wanted:
             raise ValueError(f"no word of word_vectors is of the languages {', '.join(sorted(languages))}")
-    index: dict[str, int] = {}
-    distinct = np.fromiter((index.setdefault(words[i], len(index)) for i in wanted), np.int64, count=len(wanted))
+    words = words if languages is None else [words[i] for i in wanted]
+    index = dict(zip(dict.fromkeys(words), count()))
+    distinct = np.fromiter(map(index.__getitem__, words), np.int64, count=len(words))
     order = np.argsort(distinct, kind="stable")
     rows = np.asarray(wanted, dtype=np.int64)[order]
     row_starts = np.zeros(len(index) + 1, dtype=np.int64)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from tokenizers import AddedToken, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ofa_fast.initialization import match_vocabularies
 from ofa_fast.initialization.matching import read_vocabulary, vocabulary_kind
+from ofa_fast.initialization.tokenization import decoded, normalizer, tokens_by_id
 
 FILLER = {"##": [f"##filler{i}" for i in range(120)], "▁": [f"▁filler{i}" for i in range(120)], "": []}
 
@@ -65,6 +68,62 @@ def test_kinds_of_trained_tokenizers(tokenizers):
         "metaspace": "metaspace",
         "byte-level": "byte-level",
     }
+
+
+def of_all_kinds(tokenizers) -> list[PreTrainedTokenizerFast]:
+    odd = tokenizer_of(["[UNK]", "a b", "do n't", "x .", "Ġa"], added=["new", "Ġz"], clean_up_tokenization_spaces=True)
+    gaps = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel({"a": 0, "b": 2}, unk_token="a")))
+    hidden = json.loads(odd.backend_tokenizer.to_str())
+    hidden["added_tokens"][0] |= {"id": 1}
+    hidden = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(hidden)))
+    return [*tokenizers.values(), odd, gaps, hidden]
+
+
+def test_tokens_and_what_they_decode_to_are_those_of_the_tokenizer(tokenizers):
+    for tokenizer in of_all_kinds(tokenizers):
+        tokens, vocabulary = tokens_by_id(tokenizer), tokenizer.get_vocab()
+        ids = sorted(set(vocabulary.values()))
+        assert [index for index, token in enumerate(tokens) if token is not None] == ids
+        assert all(vocabulary[tokens[index]] == index for index in ids)
+        for tidy in (False, True):
+            tokenizer.clean_up_tokenization_spaces = tidy
+            assert decoded(tokenizer, ids, tokens) == [tokenizer.decode([index]) for index in ids]
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [normalizers.BertNormalizer(lowercase=True)],
+        [normalizers.BertNormalizer(lowercase=False)],
+        [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")],
+        [normalizers.NFD(), normalizers.Lowercase(), normalizers.StripAccents()],
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")],
+        [normalizers.Replace("ab", "c"), normalizers.Lowercase()],
+        [normalizers.Replace(Regex("x y"), "z")],
+    ],
+)
+def test_pieces_are_normalized_as_the_tokenizer_does_it(steps):
+    tokenizer = tokenizer_of(["[UNK]"])
+    tokenizer.backend_tokenizer.normalizer = normalizers.Sequence(steps)
+    of_piece = normalizer(tokenizer)
+    for text in (
+        "Water",
+        " Water",
+        "",
+        " ",
+        "a  B",
+        "x y",
+        "ab ",
+        " \t",
+        "A\x7fb",
+        "ﬁ",
+        " Café",
+        "A\u0301b",
+        "水x",
+        "▁x",
+    ):
+        body = tokenizer.backend_tokenizer.normalizer.normalize_str(text.removeprefix(" ")).replace("▁", " ").strip()
+        assert of_piece(text) == (f" {body}" if body and text.startswith(" ") else body)
 
 
 def test_every_token_matches_itself(tokenizers):
