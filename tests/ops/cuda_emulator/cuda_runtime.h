@@ -22,6 +22,7 @@
 #define __launch_bounds__(...)
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __shared__ static thread_local
+#define __grid_constant__
 
 struct dim3 {
   int64_t x, y, z;
@@ -30,6 +31,10 @@ struct dim3 {
 struct Index {
   int x = 0, y = 0, z = 0;
 };
+struct alignas(8) float2 {
+  float x, y;
+};
+inline float2 make_float2(float x, float y) { return {x, y}; }
 
 using cudaStream_t = void*;
 enum cudaError_t { cudaSuccess, cudaErrorInvalidValue };
@@ -67,11 +72,7 @@ struct Copy {
   int bytes;
 };
 
-struct Product {  // of a warpgroup: what its operands and this thread's part of the sums are
-  int32_t (*sum)[64];
-  uint64_t left, right;
-  bool add;
-};
+using Product = std::function<void()>;  // of a warpgroup, this thread's part of the sums
 
 // Copies and products that are under way happen when they are waited for, as late as they may.
 struct Barrier {

@@ -193,11 +193,6 @@ inline void commit_products() {
   fiber.product_groups.push_back(std::move(fiber.open_products));
   fiber.open_products.clear();
 }
-inline void multiply_tiles(int32_t (&sum)[64], uint64_t left, uint64_t right, bool add) {
-  emulator::exchange("wgmma", {});
-  emulator::fiber().open_products.push_back({&sum, left, right, add});
-}
-
 // 16 bytes of a row, as an operand's descriptor has them: 14 bits each of the address, of a stride that counts for
 // nothing here, and of the stride from eight rows to the next, in units of 16 bytes; and that rows are 32 bytes, of
 // whose addresses bit 7 changes bit 4.
@@ -209,27 +204,32 @@ inline const int8_t* operand_bytes(uint64_t operand, int row, int half) {
   address ^= address >> 3 & 16;
   return reinterpret_cast<const int8_t*>(dynamic_shared() + (address - dynamic_from));
 }
-inline void compute(const emulator::Product& product) {
+inline void multiply_bytes(int32_t (&s)[64], uint64_t left, uint64_t right, bool add) {
   const int lane = emulator::block()->now % 32, warp = emulator::block()->now / 32 % 4;
   for (int i = 0; i < 64; ++i) {
     const int row = 16 * warp + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    int32_t sum = product.add ? (*product.sum)[i] : 0;
+    int32_t sum = add ? s[i] : 0;
     for (int half = 0; half < 2; ++half) {
-      const int8_t* const a = operand_bytes(product.left, row, half);
-      const int8_t* const b = operand_bytes(product.right, column, half);
+      const int8_t* const a = operand_bytes(left, row, half);
+      const int8_t* const b = operand_bytes(right, column, half);
       for (int j = 0; j < 16; ++j) sum += a[j] * b[j];
     }
-    (*product.sum)[i] = sum;
+    s[i] = sum;
   }
+}
+inline void multiply_tiles(int32_t (&sum)[64], uint64_t left, uint64_t right, bool add) {
+  emulator::exchange("wgmma", {});
+  emulator::fiber().open_products.push_back([&sum, left, right, add] { multiply_bytes(sum, left, right, add); });
 }
 template <int pending>
 void wait_for_products() {
   emulator::exchange("wgmma.wait", {});
   auto& groups = emulator::fiber().product_groups;
   while (groups.size() > pending) {
-    for (const auto& product : groups.front()) compute(product);
+    for (const auto& product : groups.front()) product();
     groups.erase(groups.begin());
   }
+  emulator::exchange("wgmma.waited", {});  // before a thread changes what the others' products read
 }
 inline void store_if(bool condition, uint64_t* global, uint64_t value) {
   if (condition) *global = value;
