@@ -99,10 +99,14 @@ PYBIND11_MODULE(OFA_MODULE, module) {
   module.def("factorized_embedding_backward", &ofa::factorized_embedding::cuda_backward, release());
 #endif
 
-#if defined(OFA_WITH_factorized_cross_entropy)
+#if defined(OFA_WITH_factorized_cross_entropy) && defined(OFA_CPU)
   module.def("factorized_cross_entropy_forward_workspace", &ofa::factorized_cross_entropy::forward_workspace);
   module.def("factorized_cross_entropy_backward_workspace", &ofa::factorized_cross_entropy::backward_workspace);
   module.def("factorized_cross_entropy_forward", &ofa::factorized_cross_entropy::forward, release());
   module.def("factorized_cross_entropy_backward", &ofa::factorized_cross_entropy::backward, release());
+#elif defined(OFA_WITH_factorized_cross_entropy)
+  module.def("factorized_cross_entropy_step", &ofa::factorized_cross_entropy::cuda_step);
+  module.def("factorized_cross_entropy_forward_pass", &ofa::factorized_cross_entropy::cuda_forward, release());
+  module.def("factorized_cross_entropy_backward_pass", &ofa::factorized_cross_entropy::cuda_backward, release());
 #endif
 }

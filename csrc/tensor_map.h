@@ -32,7 +32,7 @@ inline Boxes boxes(const void* matrix, int64_t rows, int64_t columns, int64_t st
   const uint64_t sizes[] = {static_cast<uint64_t>(columns), static_cast<uint64_t>(rows)};
   const uint64_t strides[] = {static_cast<uint64_t>(stride) * 2};
   const uint32_t box[] = {static_cast<uint32_t>(panel), static_cast<uint32_t>(box_rows)}, steps[] = {1, 1};
-  const int swizzle = panel == 16 ? 1 : panel == 32 ? 2 : 3;
+  const int swizzle = panel == 16 ? 1 : 3;  // of rows of 32 or of 128 bytes
   Boxes result{};
   if (!encode || encode(result.words, uint16, 2, const_cast<void*>(matrix), sizes, strides, box, steps, not_interleaved,
                         swizzle, promoted_to_128, zeros))

@@ -77,15 +77,11 @@ struct Warpgroup;
 #  define OFA_PRODUCTS(T, types)                                                                                      \
     OFA_PRODUCT(T, types, 64, OFA_30 "%30, %31", "%32", "%33", "%34", "%35", "%36", OFA_SUMS(OFA_32(0)))              \
     OFA_PRODUCT(T, types, 80, OFA_30 OFA_TEN("3"), "%40", "%41", "%42", "%43", "%44", OFA_SUMS(OFA_32(0), OFA_8(32))) \
-    OFA_PRODUCT(T, types, 96, OFA_30 OFA_TEN("3") ", %40, %41, %42, %43, %44, %45, %46, %47", "%48", "%49", "%50",    \
-                "%51", "%52", OFA_SUMS(OFA_32(0), OFA_16(32)))                                                        \
     OFA_PRODUCT(T, types, 112, OFA_30 OFA_TEN("3") ", " OFA_TEN("4") ", %50, %51, %52, %53, %54, %55", "%56", "%57",  \
                 "%58", "%59", "%60", OFA_SUMS(OFA_32(0), OFA_16(32), OFA_8(48)))                                      \
     OFA_PRODUCT(T, types, 128, OFA_60 "%60, %61, %62, %63", "%64", "%65", "%66", "%67", "%68", OFA_SUMS(OFA_64(0)))   \
     OFA_PRODUCT(T, types, 200, OFA_100, "%100", "%101", "%102", "%103", "%104",                                       \
                 OFA_SUMS(OFA_64(0), OFA_32(64), OFA_4(96)))                                                           \
-    OFA_PRODUCT(T, types, 208, OFA_100 ", %100, %101, %102, %103", "%104", "%105", "%106", "%107", "%108",            \
-                OFA_SUMS(OFA_64(0), OFA_32(64), OFA_8(96)))                                                           \
     OFA_PRODUCT(T, types, 256,                                                                                        \
                 OFA_100 ", " OFA_TEN("10") ", " OFA_TEN("11") ", %120, %121, %122, %123, %124, %125, %126, %127",     \
                 "%128", "%129", "%130", "%131", "%132", OFA_SUMS(OFA_64(0), OFA_64(64)))

@@ -8,12 +8,12 @@ namespace ofa::factorized_cross_entropy {
 
 struct BackwardArguments {
   Boxes coordinates, states;
-  const int32_t* keys;    // [positions], the labels in ascending order
-  const int32_t* bounds;  // [blocks + 1], the first position whose label is in a block or one behind it
-  const void* bias;       // [vocabulary] or null
-  const float *log_sums, *slopes, *label_slopes;  // of positions, padded to tiles; the first in bits
+  const int32_t* keys;                 // [positions], the labels in ascending order
+  const int32_t* bounds;               // [blocks + 1], the first position whose label is in a block or one behind it
+  const void* bias;                    // [vocabulary] or null
+  const float* log_sums;               // of positions, padded to tiles, in bits
+  const float *slopes, *label_slopes;  // of positions, padded to tiles, magnified
   const float* unit;
-  float magnified;   // slopes are so many times as large as they are
   void* of_table;    // [vocabulary, rank] or null
   void* of_bias;     // [vocabulary] or null
   Dtype bias_dtype;  // of bias and of_bias
@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(pass_threads, 1) backward_pass(const __grid_co
                   PositionVectors<S>{memory, a.log_sums, a.slopes});
   } else {
     take_registers<multiplier_registers>();
-    const float scale = *a.unit / a.magnified;
+    const float scale = *a.unit / (1 << magnified<typename S::T>);
     for (int block = blockIdx.x; block < blocks; block += gridDim.x) {
       const int first = block * block_rows + group * group_rows + warp % group_warps * 16 + lane / 4;
       Slopes<S> slopes(memory, a, block, first);

@@ -13,7 +13,7 @@ struct ForwardArguments {
   const void* bias;        // [vocabulary] or null
   Dtype bias_dtype;
   float *largest, *sums;  // [splits, positions], the first in bits
-  float* partial;         // [splits, count, rank]
+  float* partial;         // [splits, count, rank], magnified, or null
   int64_t positions;
   int32_t vocabulary, rank;
   int32_t programs, most;  // blocks that the work is divided for, and splits of the vocabulary at most
@@ -31,10 +31,8 @@ __device__ inline float element(const void* data, Dtype dtype, int64_t i) {
 template <class S, bool biased>
 class Exponentials {
  public:
-  static constexpr bool half = std::is_same_v<typename S::T, Half>;
-  // Exponentials may be so much above their bound, in bits, before it follows. Half precision has no room for that: its
-  // exponentials are 2^15 times as large as they are, so that those of a large vocabulary do not vanish.
-  static constexpr float slack = half ? 0 : 8, magnified = half ? 15 : 0;
+  static constexpr int bits = magnified<typename S::T>;
+  static constexpr float slack = bits ? 0 : 8;  // that exponentials may have above the bound before it follows
 
   __device__ Exponentials(const Memory<S>& memory, const int32_t* keys, int first, int count, int vocabulary)
       : memory_(memory), vocabulary_(vocabulary) {
@@ -85,7 +83,7 @@ class Exponentials {
         scale_[r] = power_of_two(largest_[r] - safe);
         total_[r] *= scale_[r];
         largest_[r] = of_row;
-        shift_[r] = magnified - safe;
+        shift_[r] = bits - safe;
       }
     }
 #  pragma unroll
@@ -106,7 +104,7 @@ class Exponentials {
   __device__ float total(int r) const {  // of the row, in all four lanes that have it
     float sum = total_[r] + __shfl_xor_sync(all_threads, total_[r], 1);
     sum += __shfl_xor_sync(all_threads, sum, 2);
-    return half ? sum * (1.0f / 32768) : sum;
+    return sum / (1 << bits);
   }
 
  private:
@@ -114,8 +112,7 @@ class Exponentials {
 
   const Memory<S> memory_;
   int vocabulary_, label_[2];
-  float largest_[2] = {-static_cast<float>(infinity), -static_cast<float>(infinity)},
-        shift_[2] = {magnified, magnified};
+  float largest_[2] = {-static_cast<float>(infinity), -static_cast<float>(infinity)}, shift_[2] = {bits, bits};
   float total_[2] = {}, scale_[2] = {1, 1};
 };
 
@@ -170,6 +167,7 @@ __global__ void __launch_bounds__(pass_threads, 1) forward_pass(const __grid_con
         a.largest[split * a.positions + position] = exponentials.largest(r);
         a.sums[split * a.positions + position] = total;
       }
+      if (!a.partial) continue;
       float* const to = a.partial + (static_cast<int64_t>(split) * count + position) * a.rank;
 #  pragma unroll
       for (int j = 0; j < S::sums / 8; ++j) {

@@ -3,11 +3,13 @@
 //
 // A block has 128 rows of its own, 64 a warpgroup, and two warpgroups that multiply; a thread of a third one copies.
 // The scores of a tile, own [64, R] times rows [R, step], become weights in registers, which multiply the same rows of
-// [step, R]. A warpgroup's tensor work between two sets of weights, the sums of a tile and the scores of the next, is
-// issued at once, and the two take turns: while one computes weights, products of the other are under way.
+// [step, R]. The scores of a tile and the sums of the one before are issued together, scores first: a warpgroup makes
+// weights of them while its sums are computed, and whatever the other one has issued.
 #pragma once
 
 #include <wgmma.h>
+
+#include <type_traits>
 
 #include "cuda.h"
 
@@ -18,25 +20,26 @@ constexpr int pass_threads = (groups + 1) * group_threads, group_warps = 4;
 constexpr int copier_registers = 24, multiplier_registers = 240;
 static_assert(group_threads * (copier_registers + groups * multiplier_registers) <= 1 << 16);
 constexpr int pass_registers = 129;  // more than the sums: a kernel that takes fewer was compiled for other GPUs
-constexpr int64_t block_memory = 227 << 10;
+constexpr int64_t block_memory = 227 << 10, most_stages = 4;
 constexpr float log2_e = 1.44269504088896340736f;
+
+// float16 ends where the probabilities of a large vocabulary are: so many bits larger they fit.
+template <class T>
+constexpr int magnified = std::is_same_v<T, Half> ? 15 : 0;
 
 // Rows of a matrix of 2-byte elements in shared memory: panels of `panel` columns, in which rows follow each other and
 // 16-byte pieces of a row are exchanged as the row's number says, so that neither way to read it hits a bank twice.
 // A panel has `rows` rows, a multiple of 8, and begins at a multiple of 8 rows' bytes.
 template <int rows, int columns, int panel>
 struct Panels {
-  static_assert(panel == 16 || panel == 32 || panel == 64);
+  static_assert(panel == 16 || panel == 64);
   static constexpr int row_bytes = 2 * panel, count = (columns + panel - 1) / panel, panel_bytes = rows * row_bytes;
   static constexpr int bytes = count * panel_bytes, alignment = 8 * row_bytes;
 
   // How a warpgroup is told of it, to read rows along their columns: addresses come in units of 16 bytes.
   static constexpr __host__ __device__ uint64_t lines(uint32_t address) {
     return address >> 4 | 1 << 16 | static_cast<uint64_t>(8 * row_bytes >> 4) << 32 |
-           static_cast<uint64_t>(panel == 16   ? 3
-                                 : panel == 32 ? 2
-                                               : 1)
-               << 62;
+           static_cast<uint64_t>(panel == 16 ? 3 : 1) << 62;
   }
   static constexpr __host__ __device__ uint64_t line_step(int depth) {  // to the 16 columns from this one on
     return (depth / panel * panel_bytes + depth % panel * 2) >> 4;
@@ -48,25 +51,23 @@ struct Panels {
   }  // to the 16 rows from this one on
 };
 
-enum class Turns { none, issued, half };  // a group lets the other go: not at all, with all issued, with sums computed
-
-// `width`: columns of a row, the rank or more, in 16s; `sums`: those that are summed, the rank or more, in 8s.
-template <class T_, int width_, int sums_, int step_, int panel_, int own_panel_, Turns turns_ = Turns::half,
-          bool scores_first_ = false>
+// For ranks up to `sums`, a multiple of 8. As many rows pass by at a time as their scores and weights fit into
+// registers beside the sums; and own rows are stored so that they take no more memory than they must.
+template <class T_, int sums_>
 struct Shape {
   using T = T_;
-  static constexpr int width = width_, sums = sums_, step = step_, panel = panel_, own_panel = own_panel_;
-  static constexpr Turns turns = turns_;
-  static constexpr bool scores_first = scores_first_;  // of a turn's products; weights then overlap with the sums'
+  static constexpr int sums = sums_, width = ceil_div(sums, 16) * 16;
+  static constexpr int step = sums <= 128 ? 128 : sums <= 200 ? 112 : 80;
+  static constexpr int panel = 64, own_panel = width % panel ? 16 : panel;
   using Own = Panels<group_rows, width, own_panel>;
   using Rows = Panels<step, width, panel>;
-  static_assert(width % 16 == 0 && step % 16 == 0 && sums % 8 == 0 && sums <= width);
+  static_assert(step % 16 == 0 && sums % 8 == 0);
 
   static constexpr int vectors = 2;  // floats of a row, at most, that weights are made from
   static constexpr int64_t barrier_bytes = 128, stage_bytes = Rows::bytes + vectors * step * sizeof(float);
   static constexpr int64_t room = (block_memory - barrier_bytes - groups * Own::bytes) / stage_bytes;
-  static constexpr int stages = room < 4 ? room : 4;
-  static_assert(stages >= 2 && (2 * stages + groups + 2) * sizeof(uint64_t) <= barrier_bytes);
+  static constexpr int stages = room < most_stages ? room : most_stages;
+  static_assert(stages >= 2 && (2 * stages + 2) * sizeof(uint64_t) <= barrier_bytes);
   static constexpr int64_t bytes = stages * stage_bytes + groups * Own::bytes + barrier_bytes;
 };
 
@@ -82,16 +83,15 @@ struct Memory {
   }
   __device__ uint64_t* full(int stage) const { return reinterpret_cast<uint64_t*>(vector(S::stages, 0)) + stage; }
   __device__ uint64_t* empty(int stage) const { return full(S::stages + stage); }
-  __device__ uint64_t* turn(int group) const { return full(2 * S::stages + group); }
-  __device__ uint64_t* held() const { return full(2 * S::stages + groups); }          // own rows have come
-  __device__ uint64_t* finished() const { return full(2 * S::stages + groups + 1); }  // nobody reads them any more
+  __device__ uint64_t* held() const { return full(2 * S::stages); }          // own rows have come
+  __device__ uint64_t* finished() const { return full(2 * S::stages + 1); }  // nobody reads them any more
 };
 
-// Where in its ring of stages a thread is, and how many turns and sets of own rows it had.
+// Where in its ring of stages a thread is, and how many sets of own rows it had.
 template <class S>
 struct Place {
   int stage = 0;
-  uint32_t round = 0, turns = 0, sets = 0;
+  uint32_t round = 0, sets = 0;
   __device__ void next() {
     if (++stage == S::stages) stage = 0, ++round;
   }
@@ -105,7 +105,6 @@ __device__ void begin_pass(const Memory<S>& memory, int fillers) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::stages; ++i)
       start_barrier(memory.full(i), fillers), start_barrier(memory.empty(i), groups * group_warps);
-    for (int i = 0; i < groups; ++i) start_barrier(memory.turn(i), group_warps);
     start_barrier(memory.held(), 1);
     start_barrier(memory.finished(), groups * group_warps);
     publish_barriers();
@@ -169,9 +168,6 @@ __device__ void multiply_pass(const Memory<S>& memory, Place<S>& place, int grou
   const uint64_t own = S::Own::lines(shared_address(memory.own(group)));
   const uint64_t ring = S::Rows::lines(shared_address(memory.start));
   const auto rows = [&](int stage) { return ring + stage * (S::Rows::bytes >> 4); };
-  const auto pass_turn = [&] {
-    if (speaks) arrive(memory.turn(1 - group));
-  };
   float scores[S::step / 2];
   uint32_t weights[S::step / 16][4];
 #  pragma unroll
@@ -191,38 +187,19 @@ __device__ void multiply_pass(const Memory<S>& memory, Place<S>& place, int grou
     const int before = place.stage;
     place.next();
     wait_for_phase(memory.full(place.stage), place.round);
-    if constexpr (S::turns != Turns::none) wait_for_phase(memory.turn(group), place.turns++ + group - 1);
     begin_products();
-    if constexpr (S::scores_first) {
-      multiply_scores<S>(scores, own, rows(place.stage));
-      commit_products();
-      multiply_weights<S>(sums, weights, rows(before));
-      commit_products();
-      if constexpr (S::turns == Turns::issued) pass_turn();
-      wait_for_products<1>();
-      settle(scores);
-      if constexpr (S::turns == Turns::half) pass_turn();
-      const bool grew = weigh(scores, tile, place.stage);
-      wait_for_products<0>();
-      settle(sums);
-      if (speaks) arrive(memory.empty(before));
-      if (grew) weigh.rescale(sums);
-      pack_weights<S>(weights, scores);
-    } else {
-      multiply_weights<S>(sums, weights, rows(before));
-      commit_products();
-      multiply_scores<S>(scores, own, rows(place.stage));
-      commit_products();
-      if constexpr (S::turns == Turns::issued) pass_turn();
-      wait_for_products<1>();
-      if (speaks) arrive(memory.empty(before));
-      if constexpr (S::turns == Turns::half) pass_turn();
-      wait_for_products<0>();
-      settle(sums);
-      settle(scores);
-      if (weigh(scores, tile, place.stage)) weigh.rescale(sums);
-      pack_weights<S>(weights, scores);
-    }
+    multiply_scores<S>(scores, own, rows(place.stage));
+    commit_products();
+    multiply_weights<S>(sums, weights, rows(before));
+    commit_products();
+    wait_for_products<1>();
+    settle(scores);
+    const bool grew = weigh(scores, tile, place.stage);
+    wait_for_products<0>();
+    settle(sums);
+    if (speaks) arrive(memory.empty(before));
+    if (grew) weigh.rescale(sums);
+    pack_weights<S>(weights, scores);
   }
   if (speaks) arrive(memory.finished());
   begin_products();
