@@ -44,8 +44,8 @@ def _backends(device: str, dtype) -> tuple[dict[str, str], dict[tuple[str, str],
 def report() -> str:
     import torch
 
-    import ofa_fast.ops  # noqa: F401  (registers the ops)
     from ofa_fast import __version__, _native
+    from ofa_fast.ops.factorized_cross_entropy import native_passes
 
     isa = f"{_native.cpu.isa()} (best of this CPU: {_native.cpu.best_isa()})" if _native.cpu else "unknown"
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -60,7 +60,11 @@ def report() -> str:
     ops = sorted(devices["cpu"][0])
     width = max(map(len, ops)) + 2
     lines += ["", f"{'backend by op':<{width}}{'on cpu':<12}on cuda"]
-    lines += [f"{op:<{width}}{devices['cpu'][0][op]:<12}{devices['cuda'][0][op]}" for op in ops]
+    for op in ops:
+        cpu, cuda = (devices[device][0][op] for device in devices)
+        if cuda == "triton" and op.startswith("factorized_cross_entropy") and native_passes():
+            cuda += ", with cuda for float16 and bfloat16"
+        lines.append(f"{op:<{width}}{cpu:<12}{cuda}")
     lines += ["", "passed over"]
     for device, (_, refused) in devices.items():
         of_dtype = {key: names for key, names in _backends(device, torch.float64)[1].items() if key not in refused}

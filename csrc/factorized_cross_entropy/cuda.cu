@@ -26,16 +26,21 @@ void with_rank(int64_t rank, Function function) {
 
 bool is_half(Dtype dtype) { return dtype == Dtype::f16 || dtype == Dtype::bf16; }
 
+bool fit(const Tensor& coordinates) {
+  const int64_t rank = coordinates.size(1);
+  return is_half(coordinates.dtype()) && rank >= 8 && rank <= most_rank && rank % 8 == 0 &&
+         coordinates.size(0) <= most_rows;
+}
+
 // Calls function(S{}) with the shape of the passes for these coordinates.
 template <class Function>
 void with_shape(const Tensor& coordinates, Function function) {
-  const int64_t rank = coordinates.size(1);
-  if (!is_half(coordinates.dtype()) || rank < 8 || rank > most_rank || rank % 8 || coordinates.size(0) > most_rows)
+  if (!fit(coordinates))
     throw std::invalid_argument("coordinates must be float16 or bfloat16, of a rank in 8s up to 256");
   if (coordinates.dtype() == Dtype::f16)
-    with_rank<Half>(rank, function);
+    with_rank<Half>(coordinates.size(1), function);
   else
-    with_rank<Bfloat>(rank, function);
+    with_rank<Bfloat>(coordinates.size(1), function);
 }
 
 struct Bias {
@@ -59,13 +64,10 @@ Boxes states_in_boxes(const Queue& queue, const Tensor& states, const Tensor& co
 }  // namespace
 
 int64_t cuda_step(Tensor coordinates) {
-  const int64_t rank = coordinates.size(1);
-  if (coordinates.device_type() != kernel_device || !is_half(coordinates.dtype()) || std::getenv("OFA_NO_WGMMA"))
-    return 0;
-  if (rank < 8 || rank > most_rank || rank % 8 || coordinates.size(0) > most_rows) return 0;
+  if (coordinates.device_type() != kernel_device || !fit(coordinates) || std::getenv("OFA_NO_WGMMA")) return 0;
   const Queue queue(coordinates);
-  const auto address = reinterpret_cast<uintptr_t>(queue.data(coordinates, "coordinates", {coordinates.size(0), rank}));
-  if (address % alignment || queue.shared_memory() < block_memory) return 0;
+  const void* const data = queue.data(coordinates, "coordinates", {coordinates.size(0), coordinates.size(1)});
+  if (reinterpret_cast<uintptr_t>(data) % alignment || queue.shared_memory() < block_memory) return 0;
   int64_t result = 0;
   with_shape(coordinates, [&](auto shape) {
     using S = decltype(shape);
@@ -79,8 +81,8 @@ void cuda_forward(Tensor states, Tensor coordinates, Tensor bias_tensor, Tensor 
   const Queue queue(coordinates);
   const int64_t positions = keys.numel(), most = largest.size(0), vocabulary = coordinates.size(0),
                 rank = coordinates.size(1);
-  if (programs < 1 || programs > most_rows || most < 1 || most > programs || positions > most_rows)
-    throw std::invalid_argument("programs must be as many as splits at least");
+  if (programs < 1 || programs > most_rows || most < 1 || most > most_rows || positions > most_rows)
+    throw std::invalid_argument("programs, splits and positions must be fewer than 2^31");
   with_shape(coordinates, [&](auto shape) {
     using S = decltype(shape);
     const Bias bias(queue, bias_tensor, vocabulary);

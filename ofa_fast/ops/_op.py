@@ -97,7 +97,7 @@ class Op:
                 return "triton is not installed"
         elif getattr(_native, name) is None:
             return _native.reason[name]
-        if device == "cuda" and (why_not := _no_gpu() or (_no_image() if name == "cuda" else None)):
+        if device == "cuda" and (why_not := _no_gpu() or (no_image() if name == "cuda" else None)):
             return why_not
         if not dtypes <= set(self.dtypes):
             return f"it takes {', '.join(str(d).removeprefix('torch.') for d in self.dtypes)}"
@@ -144,7 +144,7 @@ def _no_gpu() -> str | None:
 
 
 @functools.cache
-def _no_image() -> str | None:
+def no_image() -> str | None:
     try:
         _native.cuda.check_device()
     except RuntimeError as error:  # an older driver, or a build for other GPUs

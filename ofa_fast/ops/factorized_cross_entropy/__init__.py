@@ -9,7 +9,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from ofa_fast import _native
-from ofa_fast.ops._op import Op, on_first_use, workspace
+from ofa_fast.ops._op import Op, no_image, on_first_use, workspace
 from ofa_fast.ops._reports import Reports
 from ofa_fast.ops.factorized_cross_entropy import reference
 
@@ -98,6 +98,20 @@ def _backward_reference(
     inputs = hidden, coordinates, basis, bias
     grads = torch.cat(grads[0]), *grads[1]
     return tuple(grad.to(t.dtype) if need else grad for grad, t, need in zip(grads, inputs, needs, strict=True))
+
+
+def native_step(coordinates) -> int:
+    """How many rows at a time the passes in CUDA C++ take, which `triton.py` launches; 0 if not these coordinates."""
+    if _native.cuda is None or no_image():
+        return 0
+    return _native.cuda.factorized_cross_entropy_step(coordinates)
+
+
+def native_passes() -> bool:
+    """Whether there are any on this machine."""
+    if _native.cuda is None or no_image():
+        return False
+    return native_step(torch.empty(0, 8, dtype=torch.bfloat16, device="cuda")) > 0
 
 
 def _triton_limit(coordinates):

@@ -1,4 +1,7 @@
-"""Launches the Triton kernels of the factorised cross entropy; see `triton_kernels.py` for how they work.
+"""Launches the kernels of the factorised cross entropy on GPUs; see `triton_kernels.py` for how they work.
+
+On Hopper the two that take nearly all of the time, the passes over all logits, are CUDA C++ where they take the
+coordinates (csrc/factorized_cross_entropy/cuda_pass.h says how). All others are Triton's.
 
 Nothing here waits for the device. So shapes depend on N, and how many positions are labelled stays on the device.
 """
@@ -10,13 +13,15 @@ import itertools
 import torch
 import triton
 
+from ofa_fast import _native
 from ofa_fast.ops._triton import capability, processors, roomy
-from ofa_fast.ops.factorized_cross_entropy import REPORTS, _gradients, _outputs, reference
+from ofa_fast.ops.factorized_cross_entropy import REPORTS, _gradients, _outputs, native_step, reference
 from ofa_fast.ops.factorized_cross_entropy.triton_kernels import _backward, _forward
 from ofa_fast.ops.factorized_cross_entropy.triton_positions import _finish, _gather, _keys, _prepare
 
 WIDTHS = (512, 256, 128, 64, 32, 16)
-PROGRAMS_EACH = 2  # for each of a GPU's processors, that the forward pass is divided into
+PROGRAMS_EACH = 2  # for each of a GPU's processors, that the forward pass is divided into; of the native one 1
+NATIVE_BLOCK = 128  # rows that a block of a native pass owns
 MAX_SPLITS, SPLIT_TILES = 64, 4  # splits at most, and tiles of one at least
 
 
@@ -62,8 +67,13 @@ class _Sorted:
         self.dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
         (n,), (self.v, self.r) = labels.shape, coordinates.shape
         self.parts = divided(self.r)
-        (self.block, self.step), self.compiled = _tiles(self.dtype, self.r)  # rows that a program owns, and passes over
-        most = max(self.block, self.step)  # positions in a tile: whole tiles need no masks
+        step = native_step(coordinates) if coordinates.dtype == self.dtype else 0
+        self.native = step > 0
+        if self.native:
+            self.block, self.step, most = NATIVE_BLOCK, step, step
+        else:  # rows that a program owns, and passes over
+            (self.block, self.step), self.compiled = _tiles(self.dtype, self.r)
+            most = max(self.block, self.step)  # positions in a tile: whole tiles need no masks
         self.rows = triton.cdiv(n, most) * most
         keys, self.ignored = labels.new_empty(n, dtype=torch.int32), labels.new_empty(n, dtype=torch.bool)
         _keys[(triton.cdiv(n, 256),)](
@@ -92,20 +102,23 @@ def _run_forward(hidden, coordinates, basis, labels, bias, ignore_index, loss, l
     count = torch.searchsorted(some.keys, v, out_int32=True)
     states = some.empty(some.rows, width, dtype=some.dtype)
     _gather[(some.rows // 16,)](some.projected, some.order, count, states, R=r, WIDTH=width, BLOCK=16)
-    programs = PROGRAMS_EACH * processors(hidden.device)
+    programs = processors(hidden.device) * (1 if some.native else PROGRAMS_EACH)
     most = max(1, min(triton.cdiv(v, some.step) // SPLIT_TILES, MAX_SPLITS))
     largest, sums = some.empty(2, most, n)
     partial = some.empty(min(most * n, max(programs * some.block, n)) if len(others) else 0, r)
-    bias = None if bias is None else bias.contiguous()
-    inputs = states, coordinates, largest if bias is None else bias, some.keys, count, largest, sums, partial
+    inputs = states, coordinates, some.empty(0) if bias is None else bias.contiguous(), some.keys, count
+    sums = largest, sums, partial
     shared = {"R": r, "BLOCK_N": some.block, "BLOCK_V": some.step, "PROGRAMS": programs} | {
         "MAGNIFIED": _magnified(some.dtype), "HAS_BIAS": bias is not None, "WITH_OTHERS": len(others) > 0
     }  # fmt: skip
-    _forward[(max(programs, triton.cdiv(n, some.block)),)](
-        *inputs, n, v, most, **shared, A=a, B=b, C=c, **some.compiled
-    )
+    if some.native:
+        _native.cuda.factorized_cross_entropy_forward_pass(*inputs, programs, *sums)
+    else:
+        _forward[(max(programs, triton.cdiv(n, some.block)),)](
+            *inputs, *sums, n, v, most, **shared, A=a, B=b, C=c, **some.compiled
+        )
     _finish[(n,)](
-        *inputs, some.order, loss, lse, others, n, v, most, **shared, WIDTH=width,
+        *inputs, *sums, some.order, loss, lse, others, n, v, most, **shared, WIDTH=width,
         SPLITS=triton.next_power_of_2(most), num_warps=1,
     )  # fmt: skip
     REPORTS.settle(labels)
@@ -116,6 +129,7 @@ def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss
     if not (len(labels) and len(coordinates)):
         inputs = zip((hidden, coordinates, basis, bias), needs, strict=True)
         return tuple(torch.zeros_like(t) if need else loss.new_empty(0) for t, need in inputs)
+    coordinates = coordinates.contiguous()
     some = _Sorted(hidden, coordinates, basis, labels, ignore_index)
     n, v, r, width, (a, b, c), dtype = len(labels), some.v, some.r, sum(some.parts), some.parts, some.dtype
     tiles = triton.cdiv(v, some.block)
@@ -126,7 +140,6 @@ def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss
     states = some.empty(some.rows, width, dtype=dtype)
     log_sums, rests, slopes, label_slopes = some.empty(4, some.rows)
     of_projected = some.empty(n if needs[0] or needs[2] else 0, r, dtype=dtype)
-    coordinates = coordinates.contiguous()
     _prepare[(some.rows,)](
         some.projected, coordinates, some.keys, some.order, bounds[-1], grad_loss.contiguous(), grad_lse.contiguous(),
         loss, lse, others, unit, states, log_sums, rests, slopes, label_slopes, of_projected, n,
@@ -143,10 +156,12 @@ def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss
         grads[0] = scaled(of_projected @ basis.to(dtype)).masked_fill_(ignored, 0.0).to(hidden.dtype)
     if needs[2]:
         grads[2] = scaled(of_projected.T @ hidden.to(dtype).masked_fill(ignored, 0.0)).to(basis.dtype)
-    if needs[1] or needs[3]:
+    inputs = states, coordinates, some.empty(0) if bias is None else bias.contiguous(), some.keys, bounds, log_sums
+    if some.native and (needs[1] or needs[3]):
+        _native.cuda.factorized_cross_entropy_backward_pass(*inputs, slopes, label_slopes, unit, grads[1], grads[3])
+    elif needs[1] or needs[3]:
         _backward[(tiles,)](
-            states, coordinates, loss if bias is None else bias.contiguous(), some.keys, bounds, log_sums,
-            rests, slopes, label_slopes, unit, grads[1], grads[3], v,
+            *inputs, rests, slopes, label_slopes, unit, grads[1], grads[3], v,
             R=r, A=a, B=b, C=c, BLOCK_V=some.block, BLOCK_N=some.step, MAGNIFIED=_magnified(dtype),
             HAS_BIAS=bias is not None, FOR_TABLE=needs[1], FOR_BIAS=needs[3],
             EVERYWHERE=dtype == torch.float32 or capability() < 90, **some.compiled,
