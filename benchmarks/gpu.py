@@ -59,8 +59,12 @@ SANITIZERS = ("memcheck", "racecheck")
 # The tests that compute-sanitizer watches: small cases of every kernel in CUDA C++ (tests/ops/test_cuda.py sees to it).
 SANITISED = (
     "{} and (test_values and (small or odd or wide or blocks or crowd) or test_values_of_small_tiles"
-    " or test_sparse_gradient_is and (blocks or crowd) and bfloat16 or test_exact and odd or more_candidates)"
+    " or test_sparse_gradient_is and (blocks or crowd) and bfloat16 or test_exact and odd or more_candidates"
+    " or test_cuda_passes_values and small)"
 )
+WITH_CUDA_KERNELS = [
+    f"tests/ops/test_{name}.py" for name in ("topk_similarity", "factorized_embedding", "cross_entropy_passes")
+]
 OUR_KERNELS = ("--kernel-name", "kns=_ZN3ofa", "--demangle", "simple")  # a part of the mangled name
 # Of "Error: Race reported between Write access at ofa::f+0x10 in f.cu:3" or "    at ofa::f+0x10 in f.cu:3"
 REPORT = re.compile(r"^=+ (?:.*reported between \w+ access|\s+) ?at (.+?)\+0x", re.MULTILINE)
@@ -239,8 +243,8 @@ def tests(runner: Runner, name: str) -> None:
 
 def sanitizer(runner: Runner, name: str, seconds: float) -> list:
     """Small cases of the kernels in CUDA C++ under NVIDIA's compute-sanitizer, which looks at no other's kernels."""
-    files = [f"tests/ops/test_{op}.py" for op in ("topk_similarity", "factorized_embedding")]
-    command = python("benchmarks.gpu_tests", "--json", runner.known(name), *files, f"--timeout={seconds:.0f}")
+    files = *WITH_CUDA_KERNELS, f"--timeout={seconds:.0f}"
+    command = python("benchmarks.gpu_tests", "--json", runner.known(name), *files)
     command += chosen(runner, SANITISED.format("cuda"), SANITISED.format("reference"))
     if runner.options.dry_run:
         return command

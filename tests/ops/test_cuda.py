@@ -33,7 +33,9 @@ KERNELS = {
         "look_up", "begin_backward", "add_products", "add_pieces", "count_digits", "accumulate", "place_tokens",
         "count_heads", "number_rows",
     },
+    "factorized_cross_entropy": {"forward_pass", "backward_pass"},
 }  # fmt: skip
+OPS = "topk_similarity", "factorized_embedding"  # all of whose kernels are CUDA C++
 # A handful of every op's tests, beside those that a GPU is given under compute-sanitizer: a product of two tiles takes
 # the emulator milliseconds.
 EMULATED = {
@@ -44,10 +46,17 @@ EMULATED = {
         test_values and tokens or difficult and bfloat16 or sparse and (odd or three) and not float16
         or padding and float32 or range or around_it and float32 or place or infinite
     """,
+    "cross_entropy_passes": "take or difficult and bfloat16 or extreme and bfloat16 and (first or infinite and state)",
 }
-PRODUCTS = {"screen": "IMMA", "screen_wgmma": "IGMMA", "look_up": "HMMA", "begin_backward": "HMMA"}
-REGISTERS = {"IMMA": 255, "IGMMA": 168, "HMMA": 128, "scan": 80, "settle_queries": 80}  # 64 of the others
-SPILLED = {"screen": 0, "screen_wgmma": 0, "begin_backward": 32}  # bytes a thread; 16 of the others
+PRODUCTS = {
+    "screen": "IMMA", "screen_wgmma": "IGMMA", "look_up": "HMMA", "begin_backward": "HMMA",
+    "forward_pass": "HGMMA", "backward_pass": "HGMMA",
+}  # fmt: skip
+REGISTERS = {"IMMA": 255, "IGMMA": 168, "HGMMA": 168, "HMMA": 128, "scan": 80, "settle_queries": 80}  # 64 of the others
+SPILLED = dict.fromkeys(("screen", "screen_wgmma", "forward_pass", "backward_pass"), 0)  # bytes a thread, and
+SPILLED["begin_backward"] = 32  # 16 of the others
+OF_HOPPER = {"OFA_SHARED_KIB": "227"}
+BOTH_EMULATORS = OF_HOPPER | {"TRITON_INTERPRET": "1"}
 WITHOUT_WGMMA = {"OFA_NO_WGMMA": "1"}  # as on all GPUs but those of compute capability 9.0
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 in_the_emulator = pytest.mark.skipif(
@@ -76,6 +85,7 @@ def emulated(tmp_path_factory):
         "-Wextra",
         "-Werror",
         "-Wno-unknown-pragmas",
+        "-Wno-psabi",
     ]
     compiler += [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-I{sysconfig.get_path('include')}", "-isystem", pybind11]
     small = ["-DOFA_SLAB=256", "-DOFA_SORTED_BY_A_BLOCK=2000"]
@@ -107,24 +117,26 @@ def _tested(emulated, *arguments, **environment):
 
 @in_the_emulator
 @pytest.mark.parametrize(
-    ("op", "environment"), [*((op, {}) for op in KERNELS), ("topk_similarity", WITHOUT_WGMMA)], ids=str
+    ("file", "environment"),
+    [*((op, {}) for op in OPS), ("topk_similarity", WITHOUT_WGMMA), ("cross_entropy_passes", BOTH_EMULATORS)],
+    ids=str,
 )
-def test_in_the_emulator(op, environment, emulated):
-    chosen = f"cuda and ({' '.join(EMULATED[op].split())})"
-    assert " passed" in _tested(emulated, f"tests/ops/test_{op}.py", "-k", chosen, **environment)
+def test_in_the_emulator(file, environment, emulated):
+    chosen = f"cuda and ({' '.join(EMULATED[file].split())})"
+    assert " passed" in _tested(emulated, f"tests/ops/test_{file}.py", "-k", chosen, **environment)
 
 
 @in_the_emulator
 def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
     """Each instantiation, on a GPU with as much shared memory as an H100's, where long rows stay, too."""
-    files = [f"tests/ops/test_{op}.py" for op in KERNELS]
+    runs = [(file, OF_HOPPER) for file in gpu.WITH_CUDA_KERNELS[:-1]] + [(gpu.WITH_CUDA_KERNELS[-1], BOTH_EMULATORS)]
+    runs.append(("tests/ops/test_topk_similarity.py", OF_HOPPER | WITHOUT_WGMMA))
     slow = "more_candidates and 800 or crowd"  # in the emulator
     chosen = f"{gpu.SANITISED.format('cuda')} and not ({slow})"
     launched = set()
-    for case, environment in enumerate(({}, WITHOUT_WGMMA)):
+    for case, (file, environment) in enumerate(runs):
         said = tmp_path / str(case)
-        environment = environment | {"OFA_LAUNCHED": str(said), "OFA_SHARED_KIB": "227"}
-        assert " passed" in _tested(emulated, *files[: len(files) - case], "-k", chosen, **environment)
+        assert " passed" in _tested(emulated, file, "-k", chosen, **environment, OFA_LAUNCHED=str(said))
         launched |= set(said.read_text().split())
     names = {}
     for line in subprocess.check_output(["nm", "--defined-only", emulated], text=True).splitlines():
@@ -136,16 +148,18 @@ def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
     assert {names[int(line, 16)] for line in launched} == kernels
 
 
-def test_settling_candidates(tmp_path):
-    """The kernels that follow the top-k search's screen, on lists that it writes seldom: full, lost, tied, empty."""
+@pytest.mark.parametrize("program", ["settle", "cross_entropy"])
+def test_kernels_by_themselves(program, tmp_path):
+    """Those that follow the top-k search's screen, on lists that it writes seldom: full, lost, tied, empty; and the
+    passes of the cross entropy against sums in double precision."""
     if not shutil.which("g++"):
         pytest.skip("there is no g++")
-    options = ["-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"]
+    options = ["-std=c++17", "-O1", "-g1", "-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-Wno-psabi"]
     options += ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-include", "cuda_runtime.h"]
-    options += [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", EMULATOR / "settle.cpp", "-o", tmp_path / "settle"]
+    options += [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", EMULATOR / f"{program}.cpp", "-o", tmp_path / program]
     subprocess.run(["g++", *options], check=True)
     environment = os.environ | {"ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=0"}
-    done = subprocess.run([tmp_path / "settle"], env=environment, capture_output=True, text=True)
+    done = subprocess.run([tmp_path / program], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.endswith(" cases\n")
 
@@ -153,7 +167,7 @@ def test_settling_candidates(tmp_path):
 @in_the_emulator
 def test_only_ops_with_kernels_are_asked_for_them(emulated):
     """All other files that a GPU is given run here, too: a test that forces CUDA on an op without it would fail."""
-    ignored = [f"--ignore=tests/ops/test_{name}.py" for name in (*KERNELS, "cuda", "triton")]
+    ignored = [f"--ignore=tests/ops/test_{name}.py" for name in (*OPS, "cross_entropy_passes", "cuda", "triton")]
     said = _tested(emulated, "tests/ops", *ignored, "-k", "cuda and not 400", "-rp")
     assert "PASSED tests/ops/test_capture.py::test_wrong_ids[_lookup-cuda-" in said
     assert not re.search(r"PASSED tests/ops/test_(factorized_cross_entropy|truncated_svd|tied_gradient)", said)
@@ -265,12 +279,17 @@ def test_instructions():
         elif match := re.search(r"Function : (\w+)", line):
             name = _plain(match[1])
         for kind in REGISTERS:
-            products[name, kind] += f" {kind}." in line
+            products[name, kind] += f" {kind}." in line and "64x8x16" not in line  # one without operands
         assert not re.search(r"\b(ATOM|ATOMS|ATOMG|RED)\S*\.F(16|32|64|TZ)", line), line
     used = {key: count for key, count in products.items() if count}
-    assert used.keys() == {pair for pair in PRODUCTS.items() if "sm_90a" in architectures or pair[1] != "IGMMA"}
+    assert used.keys() == {pair for pair in PRODUCTS.items() if "sm_90a" in architectures or "GMMA" not in pair[1]}
     # its four kernels, each two steps of 32 products
     assert used["screen", "IMMA"] == 4 * 64 * len(architectures)
+    if "sm_90a" in architectures:
+        # Of ranks up to 64, 128, 200 and 256 in two dtypes: the first scores, then scores and sums, and the last sums.
+        # Both lie along the rows: as many 16s as a row has columns, and as the step has rows.
+        backward = 2 * 2 * sum((4 + 8, 8 + 8, 13 + 7, 16 + 5))
+        assert used["backward_pass", "HGMMA"] == backward and used["forward_pass", "HGMMA"] == 2 * backward
 
 
 @with_module
@@ -280,7 +299,7 @@ def test_module_without_a_driver():
         return
     with pytest.raises(RuntimeError, match=r"driver|device"):
         _native.cuda.check_device()
-    for op in KERNELS:
+    for op in OPS:
         assert _op.OPS[op].refusal("cuda", "cuda", {torch.float32}) == "torch finds no GPU"
     with pytest.raises(ValueError, match="must be on a CUDA device"):
         x = torch.zeros(4, 4)
@@ -293,8 +312,8 @@ def test_a_gpu_that_the_module_has_no_code_for(monkeypatch):
 
     monkeypatch.setattr(_native, "cuda", SimpleNamespace(check_device=check_device))
     monkeypatch.setattr(_op, "_no_gpu", lambda: None)
-    monkeypatch.setattr(_op, "_no_image", _op._no_image.__wrapped__)
-    refusals = [_op.OPS[op].refusal("cuda", "cuda", {torch.float32}) for op in KERNELS]
+    monkeypatch.setattr(_op, "no_image", _op.no_image.__wrapped__)
+    refusals = [_op.OPS[op].refusal("cuda", "cuda", {torch.float32}) for op in OPS]
     assert refusals == ["its kernels cannot run here: no kernel image is available for execution on the device"] * 2
     assert _op.OPS["factorized_embedding"].refusal("reference", "cuda", {torch.float32}) is None
 
