@@ -10,6 +10,12 @@ __device__ inline void copy_async(void* shared, const void* global) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
 }
+// The same if `present`, and else 16 bytes of zeros, without a look at `global`.
+__device__ inline void copy_async_if(bool present, void* shared, const void* global) {
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(present ? 16 : 0)
+               : "memory");
+}
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending>
 __device__ inline void wait_for_copies() {  // all groups of this thread but the last `pending` ones have arrived
@@ -38,6 +44,21 @@ __device__ inline void load_matrices_transposed(uint32_t (&word)[4], const void*
 __device__ inline void write_zeros(void* to) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(to), "r"(0) : "memory");
 }
+
+// Stores of a multiple of 16 bytes of shared memory, both ends aligned to 16, which go past the threads: of this
+// thread, once what the block wrote was published by its threads and a barrier. It waits until that was read before it
+// ends.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#  define OFA_BULK_STORES
+__device__ inline void publish_to_bulk_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void store_bulk(void* global, const void* shared, int bytes) {
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(from), "r"(bytes)
+               : "memory");
+}
+__device__ inline void commit_bulk_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ inline void wait_for_bulk_stores() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+#endif
 
 struct Half {
   uint16_t bits;
@@ -70,6 +91,22 @@ template <>
 __device__ inline Bfloat from_float<Bfloat>(float x) {
   Bfloat result;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+  return result;
+}
+
+// Two numbers in a word, the first one in its lower half.
+template <class T>
+__device__ uint32_t from_floats(float first, float second);
+template <>
+__device__ inline uint32_t from_floats<Half>(float first, float second) {
+  uint32_t result;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(second), "f"(first));
+  return result;
+}
+template <>
+__device__ inline uint32_t from_floats<Bfloat>(float first, float second) {
+  uint32_t result;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(second), "f"(first));
   return result;
 }
 

@@ -7,7 +7,7 @@
 namespace ofa::factorized_embedding {
 
 constexpr int group_threads = 256, warps = group_threads / 32;
-constexpr int radix = 256, tile_tokens = 2048;  // of a block: eight for each thread
+constexpr int radix_bits = 8, radix = 1 << radix_bits, tile_tokens = 2048;  // of a block: eight for each thread
 static_assert(radix == group_threads && tile_tokens % group_threads == 0);
 #ifndef OFA_SORTED_BY_A_BLOCK  // tests have less, which is quicker
 #  define OFA_SORTED_BY_A_BLOCK 32768
@@ -46,10 +46,10 @@ struct Sorted {
 struct Passes {
   int count, bits;
 };
-inline Passes passes_for(int64_t vocabulary) {
+inline Passes passes_for(int64_t vocabulary, int most_bits) {
   int bits = 1;
   while (vocabulary >> bits) ++bits;
-  const int count = ceil_div(bits, 8);
+  const int count = ceil_div(bits, most_bits);
   return {count, ceil_div(bits, count)};
 }
 
@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(group_threads)
     const int64_t i = first + thread;
     const bool present = i < tokens.count;
     const uint32_t key = present ? tokens.key(i) : 0, digit = key >> shift & (radix - 1);
-    const unsigned same = same_digit(digit, present, 8);
+    const unsigned same = same_digit(digit, present, radix_bits);
     const int rank = __popc(same & ((1u << lane) - 1));
     if (present && rank == 0) of_warp[warp][digit] = __popc(same);
     __syncthreads();
@@ -207,61 +207,75 @@ struct Sorting {
   bool wanted;
 };
 
-constexpr int sort_bytes = (warps * radix + warps) * 4;  // of shared memory
+constexpr int most_sort_bits = 10, sort_radix = 1 << most_sort_bits;
+constexpr int sort_bytes = (warps * sort_radix + warps) * 4;  // of shared memory
 
 // A warp has neighbouring tokens. It counts its digits, learns where those of each go, and takes its tokens there.
 __device__ inline void sort_tokens(uint8_t* memory, const Sorting& sorting) {
+  constexpr int own_digits = sort_radix / group_threads;
   auto* const of_warp = reinterpret_cast<int32_t*>(memory);
   auto* const places = of_warp + warps;  // [warp][digit]
   const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, bits = sorting.passes.bits;
-  int32_t* const own = places + warp * radix;
+  int32_t* const own = places + warp * sort_radix;
   Tokens from = sorting.from;
   const int64_t share = ceil_div<int64_t>(from.count, group_threads) * 32, begin = min(from.count, warp * share),
                 end = min(from.count, begin + share);
   for (int pass = 0; pass < sorting.passes.count; ++pass) {
     const Sorted& to = (sorting.passes.count - pass) % 2 ? sorting.to : sorting.spare;
     const int shift = pass * bits;
-    for (int w = 0; w < warps; ++w) places[w * radix + thread] = 0;
+    const auto digit_of = [&](uint32_t key) { return key >> shift & ((1u << bits) - 1); };
+    for (int i = thread; i < warps * sort_radix; i += group_threads) places[i] = 0;
     __syncthreads();
-    for (int way = 0; way < 2; ++way) {  // counts, then places
-      for (int64_t first = begin; first < end; first += 32 * at_once) {
-        uint32_t key[at_once];
-        int32_t token[at_once];
+    for (int64_t first = begin + lane; first < end; first += 32 * at_once) {
+      uint32_t key[at_once];
 #pragma unroll
-        for (int j = 0; j < at_once; ++j) {
-          const int64_t i = first + 32 * j + lane;
-          key[j] = i < end ? from.key(i) : 0;
-          token[j] = i < end && way ? from.token(i) : 0;
-        }
+      for (int j = 0; j < at_once; ++j) key[j] = first + 32 * j < end ? from.key(first + 32 * j) : 0;
 #pragma unroll
-        for (int j = 0; j < at_once; ++j) {
-          if (first + 32 * j >= end) break;
-          const bool present = first + 32 * j + lane < end;
-          const uint32_t digit = key[j] >> shift & ((1u << bits) - 1);
-          const unsigned same = same_digit(digit, present, bits);
-          const int rank = __popc(same & ((1u << lane) - 1));
-          const int32_t place = own[digit] + rank;
-          if (present && way) {
-            to.keys[place] = key[j];
-            to.order[place] = token[j];
-          }
-          __syncwarp();
-          if (present && rank == 0) own[digit] += __popc(same);
-          __syncwarp();
-        }
-      }
-      __syncthreads();
-      if (way) continue;
-      int32_t sum = 0, total;
-      for (int w = 0; w < warps; ++w) sum += places[w * radix + thread];
-      int32_t place = sum_before(sum, &total, of_warp);
-      for (int w = 0; w < warps; ++w) {
-        const int32_t count = places[w * radix + thread];
-        places[w * radix + thread] = place;
-        place += count;
-      }
-      __syncthreads();
+      for (int j = 0; j < at_once; ++j)
+        if (first + 32 * j < end) atomicAdd(&own[digit_of(key[j])], 1);
     }
+    __syncthreads();
+    int32_t sum = 0, total;
+    for (int i = 0; i < own_digits; ++i)
+      for (int w = 0; w < warps; ++w) sum += places[w * sort_radix + thread * own_digits + i];
+    int32_t next = sum_before(sum, &total, of_warp);
+    for (int i = 0; i < own_digits; ++i)
+      for (int w = 0; w < warps; ++w) {
+        int32_t& place = places[w * sort_radix + thread * own_digits + i];
+        const int32_t count = place;
+        place = next;
+        next += count;
+      }
+    __syncthreads();
+    for (int64_t first = begin; first < end; first += 32 * at_once) {
+      uint32_t key[at_once];
+      int32_t token[at_once];
+#pragma unroll
+      for (int j = 0; j < at_once; ++j) {
+        const int64_t i = first + 32 * j + lane;
+        key[j] = i < end ? from.key(i) : 0;
+        token[j] = i < end ? from.token(i) : 0;
+      }
+      int32_t place[at_once];
+#pragma unroll
+      for (int j = 0; j < at_once; ++j) {
+        const bool present = first + 32 * j + lane < end;
+        const uint32_t digit = digit_of(key[j]);
+        const unsigned same = same_digit(digit, present, bits);
+        const int rank = __popc(same & ((1u << lane) - 1));
+        // The first of equal ones takes places for all, and nobody waits for its answer before the next ones ask.
+        place[j] = present && rank == 0 ? atomicAdd(&own[digit], __popc(same)) : 0;
+        __syncwarp();
+        place[j] = rank + __shfl_sync(all_threads, place[j], same ? 31 - __clz(same & -same) : 0);
+      }
+#pragma unroll
+      for (int j = 0; j < at_once; ++j)
+        if (first + 32 * j + lane < end) {
+          to.keys[place[j]] = key[j];
+          to.order[place[j]] = token[j];
+        }
+    }
+    __syncthreads();
     from = Tokens{nullptr, to.keys, to.order, from.count, from.vocabulary, from.padding_idx};
   }
   if (sorting.to.rows) number_tokens(sorting.to, 0, from.count, 0, of_warp);

@@ -30,7 +30,7 @@ EMULATOR = Path(__file__).parent / "cuda_emulator"
 KERNELS = {
     "topk_similarity": {"measure", "encode", "screen", "screen_wgmma", "first_limit", "settle_queries", "scan"},
     "factorized_embedding": {
-        "look_up", "begin_backward", "add_products", "add_pieces", "count_digits", "accumulate", "place_tokens",
+        "look_up", "look_up_kept", "begin_backward", "add_products", "add_pieces", "count_digits", "accumulate", "place_tokens",
         "count_heads", "number_rows",
     },
 }  # fmt: skip
@@ -41,11 +41,11 @@ EMULATED = {
         not_finite and nan or hostile and (dot and (tied or negative or magnitudes) or cosine and zero)
     """,
     "factorized_embedding": """
-        test_values and tokens or difficult and bfloat16 or sparse and (odd or three) and not float16
+        test_values and (tokens or even) or difficult and bfloat16 or sparse and (odd or three) and not float16
         or padding and float32 or range or around_it and float32 or place or infinite
     """,
 }
-PRODUCTS = {"screen": "IMMA", "screen_wgmma": "IGMMA", "look_up": "HMMA", "begin_backward": "HMMA"}
+PRODUCTS = {"screen": "IMMA", "screen_wgmma": "IGMMA", "look_up": "HMMA", "look_up_kept": "HMMA", "begin_backward": "HMMA"}
 REGISTERS = {"IMMA": 255, "IGMMA": 168, "HMMA": 128, "scan": 80, "settle_queries": 80}  # 64 of the others
 SPILLED = {"screen": 0, "screen_wgmma": 0, "begin_backward": 32}  # bytes a thread; 16 of the others
 WITHOUT_WGMMA = {"OFA_NO_WGMMA": "1"}  # as on all GPUs but those of compute capability 9.0
@@ -78,7 +78,7 @@ def emulated(tmp_path_factory):
         "-Wno-unknown-pragmas",
     ]
     compiler += [f"-I{EMULATOR}", f"-I{ROOT / 'csrc'}", f"-I{sysconfig.get_path('include')}", "-isystem", pybind11]
-    small = ["-DOFA_SLAB=256", "-DOFA_SORTED_BY_A_BLOCK=2000"]
+    small = ["-DOFA_SLAB=256", "-DOFA_SORTED_BY_A_BLOCK=2000", "-DOFA_BLOCKS_AT_ONCE=8"]
     compiler += ["-include", "cuda_runtime.h", "-DOFA_MODULE=_cuda", *small, "-x", "c++", "-c"]
     compiler += [f"-DOFA_WITH_{op}" for op in KERNELS]
     sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]

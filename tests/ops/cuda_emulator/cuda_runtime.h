@@ -87,7 +87,7 @@ struct Fiber {
   bool started = false, done = false;
   Index thread;
   std::vector<std::vector<Copy>> groups;
-  std::vector<Copy> open;
+  std::vector<Copy> open, stores, open_stores;
   std::vector<std::vector<Product>> product_groups;
   std::vector<Product> open_products;
 };
@@ -199,6 +199,7 @@ inline void live() {
   Block& b = *block();
   Fiber& own = b.fibers[b.now];
   if (!own.open.empty() || !own.groups.empty()) fail("copies that nobody waits for");
+  if (!own.stores.empty() || !own.open_stores.empty()) fail("stores that nobody waits for");
   if (!own.open_products.empty() || !own.product_groups.empty()) fail("products that nobody waits for");
   own.done = true;
   --b.alive;
@@ -288,6 +289,14 @@ template <class T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   return shuffled("shfl.xor", value, (emulator::block()->now % 32) ^ mask);
 }
+template <class T>
+T __shfl_sync(unsigned, T value, int lane) {
+  emulator::Warp::Deposit own{};
+  std::memcpy(&own.value, &value, sizeof value);
+  std::memcpy(&value, &emulator::exchange("shfl", own)[lane].value, sizeof value);
+  return value;
+}
+
 template <class T>
 T __shfl_up_sync(unsigned, T value, int step) {
   const int lane = emulator::block()->now % 32;

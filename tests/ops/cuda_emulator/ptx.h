@@ -10,6 +10,12 @@ inline void copy_async(void* shared, const void* global) {
     emulator::fail("a copy that is not aligned to 16 bytes");
   emulator::fiber().open.push_back({shared, global, 16});
 }
+inline void copy_async_if(bool present, void* shared, const void* global) {
+  if (present) return copy_async(shared, global);
+  if (reinterpret_cast<uintptr_t>(shared) % 16) emulator::fail("a copy that is not aligned to 16 bytes");
+  static const uint8_t zeros[16] = {};
+  emulator::fiber().open.push_back({shared, zeros, 16});
+}
 inline void commit_copies() {
   auto& fiber = emulator::fiber();
   fiber.groups.push_back(std::move(fiber.open));
@@ -55,6 +61,25 @@ inline void write_zeros(void* to) {
   std::memset(to, 0, 16);
 }
 
+// Stores happen when they are waited for; until then, nobody else sees them.
+#define OFA_BULK_STORES
+inline void publish_to_bulk_stores() {}
+inline void store_bulk(void* global, const void* shared, int bytes) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16)
+    emulator::fail("a store that is not aligned to 16 bytes");
+  emulator::fiber().open_stores.push_back({global, shared, bytes});
+}
+inline void commit_bulk_stores() {
+  auto& fiber = emulator::fiber();
+  fiber.stores.insert(fiber.stores.end(), fiber.open_stores.begin(), fiber.open_stores.end());
+  fiber.open_stores.clear();
+}
+inline void wait_for_bulk_stores() {
+  auto& stores = emulator::fiber().stores;
+  for (const auto& store : stores) std::memcpy(store.to, store.from, store.bytes);
+  stores.clear();
+}
+
 struct Half {
   uint16_t bits;
 };
@@ -81,6 +106,11 @@ inline Bfloat from_float<Bfloat>(float x) {
   if (x != x) return {0x7fff};
   const uint32_t bits = __float_as_uint(x);
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+template <class T>
+uint32_t from_floats(float first, float second) {
+  return from_float<T>(first).bits | static_cast<uint32_t>(from_float<T>(second).bits) << 16;
 }
 
 inline uint32_t to_tf32(float x) {
