@@ -4,6 +4,7 @@
 #include "factorized_embedding/cuda_group.h"
 #include "factorized_embedding/cuda_look_up.h"
 #include "factorized_embedding/cuda_product.h"
+#include "factorized_embedding/cuda_sort.h"
 #include "factorized_embedding/cuda_sums.h"
 #include "factorized_embedding/cuda_zeros.h"
 #include "factorized_embedding/factorized_embedding.h"
@@ -14,7 +15,7 @@ namespace ofa::factorized_embedding {
 namespace {
 
 constexpr int64_t most_rows = std::numeric_limits<int32_t>::max();
-static_assert(group_threads == product_threads && sort_bytes <= product_bytes<float>);
+static_assert(group_threads == product_threads);
 
 // The first block looks for wrong ids where there is a report, all others multiply.
 template <class T, bool whole>
@@ -62,6 +63,9 @@ struct Work {
   Product<T> project, basis;  // projected[t] = grad_out[t] basisT, and slices of coordinates[ids]T grad_out
   int64_t project_blocks, basis_blocks;
 };
+
+template <class T>
+constexpr int64_t begin_bytes = std::max<int64_t>(product_bytes<T> + zero_bytes, sort_bytes);  // of shared memory
 
 template <class T, bool whole>
 __global__ void __launch_bounds__(product_threads, 2) begin_backward(Work<T> work) {
@@ -111,22 +115,22 @@ struct Scratch {
         slices(memory, slice_count * round_up(rank * width, 4)) {}
 };
 
-// Sorts what is too much for one block.
-void sort(const Queue& queue, const Sorting& sorting, int32_t* counts) {
-  Tokens from = sorting.from;
+// Sorts what does not fit one block; `spare` is where tokens are between passes.
+void sort(const Queue& queue, Tokens from, const Sorted& result, const Sorted& spare, int32_t* counts) {
   const int64_t tokens = from.count, blocks = blocks_of(tokens);
-  for (int pass = 0; pass < sorting.passes.count; ++pass) {
-    const Sorted& to = (sorting.passes.count - pass) % 2 ? sorting.to : sorting.spare;
+  const int passes = ceil_div(bits_of(from.vocabulary), radix_bits);
+  for (int pass = 0; pass < passes; ++pass) {
+    const Sorted& to = (passes - pass) % 2 ? result : spare;
     const int shift = radix_bits * pass;
     queue.launch("count_digits", count_digits, dim3(blocks), group_threads, 0, from, shift, counts);
     queue.launch("accumulate", accumulate, dim3(1), group_threads, 0, counts, radix * blocks);
     queue.launch("place_tokens", place_tokens, dim3(blocks), group_threads, 0, from, shift, counts, to.keys, to.order);
     from = Tokens{nullptr, to.keys, to.order, tokens, from.vocabulary, from.padding_idx};
   }
-  if (!sorting.to.rows) return;
-  queue.launch("count_heads", count_heads, dim3(blocks), group_threads, 0, sorting.to, counts);
+  if (!result.rows) return;
+  queue.launch("count_heads", count_heads, dim3(blocks), group_threads, 0, result, counts);
   queue.launch("accumulate", accumulate, dim3(1), group_threads, 0, counts, blocks);
-  queue.launch("number_rows", number_rows, dim3(blocks), group_threads, 0, sorting.to, counts);
+  queue.launch("number_rows", number_rows, dim3(blocks), group_threads, 0, result, counts);
 }
 
 }  // namespace
@@ -215,16 +219,15 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
                     vocabulary};
     };
     Work<T> work{};
-    work.sorting = {Tokens{ids, nullptr, nullptr, tokens, vocabulary, padding_idx}, sorted(0), sorted(1),
-                    passes_for(vocabulary, tokens <= most_in_a_block ? most_sort_bits : radix_bits),
-                    wants_coordinates && tokens <= most_in_a_block};
+    work.sorting = {Tokens{ids, nullptr, nullptr, tokens, vocabulary, padding_idx}, sorted(0),
+                    ceil_div(bits_of(vocabulary), 2), wants_coordinates && fits_a_block(tokens, vocabulary)};
     const Lines<T> grad_lines{static_cast<const T*>(grad_out), width, tokens};
     if (wants_coordinates) {
       const Lines<T> basis_lines{static_cast<const T*>(basis), width, rank};
       work.project = {grad_lines, basis_lines, {scratch.projected.of(0), rank, tokens, scratch.stride},
                       width,      width,       1};
       work.project_blocks = work.project.blocks();
-      if (!work.sorting.wanted) sort(queue, work.sorting, scratch.counts.of(0));
+      if (!work.sorting.wanted) sort(queue, work.sorting.from, sorted(0), sorted(1), scratch.counts.of(0));
     }
     if (wants_basis) {
       Lines<T> coordinate_lines{static_cast<const T*>(coordinates), rank, tokens, ids, vocabulary, padding_idx, true};
@@ -236,13 +239,14 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
     int64_t blocks = work.project_blocks + work.basis_blocks;
     if (wants_coordinates && !sparse) {
       const int64_t bytes = rows * rank * static_cast<int64_t>(sizeof(T));
-      blocks = std::clamp(ceil_div<int64_t>(bytes, zero_bytes), blocks, std::max(blocks, blocks_at_once));
+      blocks = std::clamp(ceil_div<int64_t>(bytes, zero_bytes), blocks,
+                          std::max(blocks, blocks_at_once - work.sorting.wanted));
       if (blocks) work.zeros = {static_cast<uint8_t*>(grad_coordinates), bytes, round_up(ceil_div(bytes, blocks), 16)};
     }
     const bool whole = (!wants_coordinates || (work.project.left.whole() && work.project.right.whole())) &&
                        (!wants_basis || (work.basis.left.whole() && work.basis.right.whole()));
     queue.launch("begin_backward", whole ? begin_backward<T, true> : begin_backward<T, false>,
-                 dim3(blocks + work.sorting.wanted), product_threads, product_bytes<T> + zero_bytes, work);
+                 dim3(blocks + work.sorting.wanted), product_threads, begin_bytes<T>, work);
 
     Sums<T> sums{work.sorting.to,
                  scratch.projected.of(0),

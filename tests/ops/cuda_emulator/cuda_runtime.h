@@ -290,14 +290,6 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   return shuffled("shfl.xor", value, (emulator::block()->now % 32) ^ mask);
 }
 template <class T>
-T __shfl_sync(unsigned, T value, int lane) {
-  emulator::Warp::Deposit own{};
-  std::memcpy(&own.value, &value, sizeof value);
-  std::memcpy(&value, &emulator::exchange("shfl", own)[lane].value, sizeof value);
-  return value;
-}
-
-template <class T>
 T __shfl_up_sync(unsigned, T value, int step) {
   const int lane = emulator::block()->now % 32;
   return shuffled("shfl.up", value, lane < step ? lane : lane - step);
