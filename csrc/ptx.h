@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace ofa {
 
@@ -149,6 +150,12 @@ __device__ inline uint8_t* dynamic_shared() {
   return memory;
 }
 
+// The same, aligned as rows of 128 bytes are wanted that warpgroups read.
+__device__ inline uint8_t* dynamic_shared_1024() {
+  extern __shared__ __align__(1024) uint8_t memory_1024[];
+  return memory_1024;
+}
+
 __device__ inline uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
@@ -204,6 +211,8 @@ __device__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
 }
 
+// What this thread wrote to shared memory, to products of warpgroups behind the next barrier.
+__device__ inline void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int pending>
@@ -222,6 +231,10 @@ __device__ inline void store_if(bool condition, uint64_t* global, uint64_t value
 __device__ inline void settle(int32_t (&s)[64]) {
 #  pragma unroll
   for (int i = 0; i < 64; ++i) asm volatile("" : "+r"(s[i])::"memory");
+}
+__device__ inline void settle(float (&s)[64]) {
+#  pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(s[i])::"memory");
 }
 
 // sum[64, 128] = left[64, 32 bytes] right[128, 32 bytes]T, added to the sum if `add`; by four warps, whose first is a
@@ -245,6 +258,37 @@ __device__ inline void multiply_tiles(int32_t (&s)[64], uint64_t left, uint64_t 
         "+r"(s[49]), "+r"(s[50]), "+r"(s[51]), "+r"(s[52]), "+r"(s[53]), "+r"(s[54]), "+r"(s[55]), "+r"(s[56]),
         "+r"(s[57]), "+r"(s[58]), "+r"(s[59]), "+r"(s[60]), "+r"(s[61]), "+r"(s[62]), "+r"(s[63])
       : "l"(left), "l"(right), "r"(static_cast<int32_t>(add)));
+}
+
+// sum[64, 128] += left[64, 16] right[128, 16]T in half precision; an operand that is turned lies in shared memory as 16
+// lines, of the depth, of 64 elements each.
+template <class T, bool left_turned, bool right_turned>
+__device__ void multiply_tiles(float (&s)[64], uint64_t left, uint64_t right) {
+  static_assert(sizeof(T) == 2);
+#  define OFA_PRODUCT(types)                                                                                          \
+    asm volatile(                                                                                                     \
+        "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"                                                                    \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." types                                                          \
+        " {"                                                                                                          \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "                            \
+        "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "                            \
+        "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "                            \
+        "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "                                       \
+        "}, %64, %65, p, 1, 1, %66, %67;\n}"                                                                          \
+        : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3]), "+f"(s[4]), "+f"(s[5]), "+f"(s[6]), "+f"(s[7]), "+f"(s[8]), \
+          "+f"(s[9]), "+f"(s[10]), "+f"(s[11]), "+f"(s[12]), "+f"(s[13]), "+f"(s[14]), "+f"(s[15]), "+f"(s[16]),      \
+          "+f"(s[17]), "+f"(s[18]), "+f"(s[19]), "+f"(s[20]), "+f"(s[21]), "+f"(s[22]), "+f"(s[23]), "+f"(s[24]),     \
+          "+f"(s[25]), "+f"(s[26]), "+f"(s[27]), "+f"(s[28]), "+f"(s[29]), "+f"(s[30]), "+f"(s[31]), "+f"(s[32]),     \
+          "+f"(s[33]), "+f"(s[34]), "+f"(s[35]), "+f"(s[36]), "+f"(s[37]), "+f"(s[38]), "+f"(s[39]), "+f"(s[40]),     \
+          "+f"(s[41]), "+f"(s[42]), "+f"(s[43]), "+f"(s[44]), "+f"(s[45]), "+f"(s[46]), "+f"(s[47]), "+f"(s[48]),     \
+          "+f"(s[49]), "+f"(s[50]), "+f"(s[51]), "+f"(s[52]), "+f"(s[53]), "+f"(s[54]), "+f"(s[55]), "+f"(s[56]),     \
+          "+f"(s[57]), "+f"(s[58]), "+f"(s[59]), "+f"(s[60]), "+f"(s[61]), "+f"(s[62]), "+f"(s[63])                   \
+        : "l"(left), "l"(right), "n"(static_cast<int32_t>(left_turned)), "n"(static_cast<int32_t>(right_turned)))
+  if constexpr (std::is_same_v<T, Half>)
+    OFA_PRODUCT("f16.f16");
+  else
+    OFA_PRODUCT("bf16.bf16");
+#  undef OFA_PRODUCT
 }
 #endif
 

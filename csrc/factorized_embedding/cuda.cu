@@ -1,9 +1,10 @@
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 
 #include "factorized_embedding/cuda_group.h"
 #include "factorized_embedding/cuda_look_up.h"
-#include "factorized_embedding/cuda_product.h"
+#include "factorized_embedding/cuda_product_wgmma.h"
 #include "factorized_embedding/cuda_sort.h"
 #include "factorized_embedding/cuda_sums.h"
 #include "factorized_embedding/cuda_zeros.h"
@@ -44,13 +45,18 @@ struct Product {
   int64_t blocks() const { return slices * tiles(); }
 
   template <bool along, bool whole>
-  __device__ void multiply(uint8_t* memory, int64_t block, ZeroWriter& zeros) const {
+  __device__ void multiply(uint8_t* memory, int64_t block, bool warpgroups, ZeroWriter& zeros) const {
     const int64_t tile = block % tiles(), begin = block / tiles() * slice, end = min(depth, begin + slice);
     Rows<float> to = out;
     to.data += block / tiles() * round_up(out.count * out.stride, 4);
     zeros.in_steps(ceil_div<int64_t>(end - begin, step_depth<T>));
-    multiply_lines<T, along, along, whole>(memory, left, tile / columns() * block_rows<T>, right,
-                                           tile % columns() * block_columns, begin, end, to, zeros);
+    const int64_t row = tile / columns() * block_rows<T>, column = tile % columns() * block_columns;
+#ifdef OFA_WARPGROUPS
+    if constexpr (sizeof(T) == 2)
+      if (warpgroups)
+        return multiply_lines_wgmma<T, along, along, whole>(memory, left, row, right, column, begin, end, to, zeros);
+#endif
+    multiply_lines<T, along, along, whole>(memory, left, row, right, column, begin, end, to, zeros);
   }
 };
 
@@ -62,6 +68,7 @@ struct Work {
   Zeros zeros;
   Product<T> project, basis;  // projected[t] = grad_out[t] basisT, and slices of coordinates[ids]T grad_out
   int64_t project_blocks, basis_blocks;
+  bool warpgroups;  // multiply, where the GPU has them
 };
 
 template <class T>
@@ -69,7 +76,7 @@ constexpr int64_t begin_bytes = std::max<int64_t>(product_bytes<T> + zero_bytes,
 
 template <class T, bool whole>
 __global__ void __launch_bounds__(product_threads, 2) begin_backward(Work<T> work) {
-  uint8_t* const memory = dynamic_shared();
+  uint8_t* const memory = dynamic_shared_1024();
   int64_t block = blockIdx.x;
   if (work.sorting.wanted && block-- == 0) {
     sort_tokens(memory, work.sorting);
@@ -77,9 +84,9 @@ __global__ void __launch_bounds__(product_threads, 2) begin_backward(Work<T> wor
   }
   ZeroWriter zeros(work.zeros, block, memory + product_bytes<T>);
   if (block < work.project_blocks)
-    work.project.template multiply<false, whole>(memory, block, zeros);
+    work.project.template multiply<false, whole>(memory, block, work.warpgroups, zeros);
   else if (block < work.project_blocks + work.basis_blocks)
-    work.basis.template multiply<true, whole>(memory, block - work.project_blocks, zeros);
+    work.basis.template multiply<true, whole>(memory, block - work.project_blocks, work.warpgroups, zeros);
   zeros.end();
 }
 
@@ -219,6 +226,7 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
                     vocabulary};
     };
     Work<T> work{};
+    work.warpgroups = !std::getenv("OFA_NO_WGMMA");
     work.sorting = {Tokens{ids, nullptr, nullptr, tokens, vocabulary, padding_idx}, sorted(0),
                     ceil_div(bits_of(vocabulary), 2), wants_coordinates && fits_a_block(tokens, vocabulary)};
     const Lines<T> grad_lines{static_cast<const T*>(grad_out), width, tokens};

@@ -15,7 +15,6 @@ namespace ofa::factorized_embedding {
 constexpr int product_threads = 256, block_columns = 128, warp_columns = 32;
 constexpr int stages = 3;                                  // steps in shared memory
 constexpr int step_row = 128, parts = 4, part_bytes = 32;  // bytes of a row and step; products in a step, and of a row
-constexpr int whole_stride = product_threads * 16;         // bytes between a thread's chunks of a step
 
 template <class T>
 constexpr int block_rows = sizeof(T) == 4 ? 64 : 128;
@@ -72,12 +71,14 @@ __device__ void copy_chunk(uint8_t* to, const T* from, int64_t count) {
 
 // `side` rows of an operand, a step deep: lines are rows, or (`along`) depths. Chunks of 16 bytes change places by line
 // so that the eight rows or, of float32, the four half rows that are read at once lie in different banks.
-template <class T, bool along, int side, bool whole>
+// Lines of more than 128 bytes lie side by side in as many panels, as warpgroups want them.
+template <class T, bool along, int side, bool whole, bool panels = false>
 class Operand {
-  static constexpr int own = side * step_row / whole_stride;
+  static constexpr int own = side * step_row / (product_threads * 16);
   static constexpr int line_chunks = along ? side / per_chunk<T> : step_row / 16;  // in shared memory
-  static constexpr int line_bytes = line_chunks * 16;
-  static constexpr bool as_words = along && sizeof(T) == 4;  // which `ldmatrix.trans` is not for
+  static constexpr int line_bytes = panels ? step_row : line_chunks * 16;
+  static constexpr int own_stride = product_threads / line_chunks * line_bytes;  // bytes between a thread's chunks
+  static constexpr bool as_words = along && sizeof(T) == 4;                      // which `ldmatrix.trans` is not for
   static constexpr int unit = whole ? per_chunk<T> : 1;
   using Place = std::conditional_t<whole, int32_t, int64_t>;
   static_assert(product_threads % line_chunks == 0);
@@ -102,9 +103,9 @@ class Operand {
       const bool there = at_[i] >= 0 && left > 0;
       const T* const from = from_ + moved + static_cast<int64_t>(at_[i]) * unit;
       if constexpr (whole)
-        copy_async_if(there, to + i * whole_stride, from);
+        copy_async_if(there, to + i * own_stride, from);
       else
-        copy_chunk(to + i * whole_stride, from, there ? left : 0);
+        copy_chunk(to + i * own_stride, from, there ? left : 0);
     }
     if constexpr (along)  // ids are there by the time that the next step wants them
 #pragma unroll
@@ -145,7 +146,9 @@ class Operand {
   static __device__ int line(int i) { return threadIdx.x / line_chunks + i * (product_threads / line_chunks); }
   static __device__ int chunk() { return threadIdx.x % line_chunks; }
   static __device__ int place(int line, int chunk) {
-    return line * line_bytes + (chunk ^ (as_words ? 2 * (line & 3) : line & 7)) * 16;
+    constexpr int panel_chunks = line_bytes / 16;
+    return chunk / panel_chunks * (step_depth<T> * line_bytes) + line * line_bytes +
+           (chunk % panel_chunks ^ (as_words ? 2 * (line & 3) : line & 7)) * 16;
   }
   __device__ Place depth_at(int64_t depth, int64_t end) const {
     return lines_.template line<Place, unit>(depth < end ? depth : lines_.count);

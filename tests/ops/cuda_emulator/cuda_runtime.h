@@ -67,11 +67,7 @@ struct Copy {
   int bytes;
 };
 
-struct Product {  // of a warpgroup: what its operands and this thread's part of the sums are
-  int32_t (*sum)[64];
-  uint64_t left, right;
-  bool add;
-};
+using Product = std::function<void()>;  // of a warpgroup, this thread's part of the sums
 
 // Copies and products that are under way happen when they are waited for, as late as they may.
 struct Barrier {

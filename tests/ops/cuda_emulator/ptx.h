@@ -158,6 +158,7 @@ inline void multiply_bytes(int32_t (&sum)[4], const uint32_t (&left)[4], uint32_
 }
 
 inline uint8_t* dynamic_shared() { return emulator::block()->shared; }
+inline uint8_t* dynamic_shared_1024() { return dynamic_shared(); }
 
 // Dynamic shared memory lies behind a kilobyte of other shared memory.
 constexpr uint32_t dynamic_from = 1024;
@@ -217,17 +218,13 @@ void take_registers() {
   emulator::exchange("setmaxnreg", {});
 }
 
+inline void publish_to_products() {}
 inline void begin_products() { emulator::exchange("wgmma.fence", {}); }
 inline void commit_products() {
   auto& fiber = emulator::fiber();
   fiber.product_groups.push_back(std::move(fiber.open_products));
   fiber.open_products.clear();
 }
-inline void multiply_tiles(int32_t (&sum)[64], uint64_t left, uint64_t right, bool add) {
-  emulator::exchange("wgmma", {});
-  emulator::fiber().open_products.push_back({&sum, left, right, add});
-}
-
 // 16 bytes of a row, as an operand's descriptor has them: 14 bits each of the address, of a stride that counts for
 // nothing here, and of the stride from eight rows to the next, in units of 16 bytes; and that rows are 32 bytes, of
 // whose addresses bit 7 changes bit 4.
@@ -239,31 +236,68 @@ inline const int8_t* operand_bytes(uint64_t operand, int row, int half) {
   address ^= address >> 3 & 16;
   return reinterpret_cast<const int8_t*>(dynamic_shared() + (address - dynamic_from));
 }
-inline void compute(const emulator::Product& product) {
+inline void multiply_bytes(int32_t (&s)[64], uint64_t left, uint64_t right, bool add) {
   const int lane = emulator::block()->now % 32, warp = emulator::block()->now / 32 % 4;
   for (int i = 0; i < 64; ++i) {
     const int row = 16 * warp + lane / 4 + i / 2 % 2 * 8, column = i / 4 * 8 + lane % 4 * 2 + i % 2;
-    int32_t sum = product.add ? (*product.sum)[i] : 0;
+    int32_t sum = add ? s[i] : 0;
     for (int half = 0; half < 2; ++half) {
-      const int8_t* const a = operand_bytes(product.left, row, half);
-      const int8_t* const b = operand_bytes(product.right, column, half);
+      const int8_t* const a = operand_bytes(left, row, half);
+      const int8_t* const b = operand_bytes(right, column, half);
       for (int j = 0; j < 16; ++j) sum += a[j] * b[j];
     }
-    (*product.sum)[i] = sum;
+    s[i] = sum;
   }
+}
+inline void multiply_tiles(int32_t (&sum)[64], uint64_t left, uint64_t right, bool add) {
+  emulator::exchange("wgmma", {});
+  emulator::fiber().open_products.push_back([&sum, left, right, add] { multiply_bytes(sum, left, right, add); });
+}
+
+// An element of an operand whose rows of 128 bytes are swizzled: a row's, or (`turned`) a line's of 64 of them.
+template <class T>
+float element_at(uint64_t operand, int row, int depth, bool turned) {
+  if ((operand & ~0xc0003fff3fff3fffull) || operand >> 62 != 1) emulator::fail("an operand not swizzled by 128 bytes");
+  const auto field = [&](int from) { return static_cast<uint32_t>(operand >> from & 0x3fff) << 4; };
+  uint32_t address = field(0) + (turned ? row / 64 * field(16) + depth / 8 * field(32) + depth % 8 * 128 + row % 64 * 2
+                                        : row / 8 * field(32) + row % 8 * 128 + depth * 2);
+  address ^= address >> 3 & 0x70;
+  T value;
+  std::memcpy(&value, dynamic_shared() + (address - dynamic_from), 2);
+  return to_float(value);
+}
+template <class T, bool left_turned, bool right_turned>
+void multiply_halves(float (&s)[64], uint64_t left, uint64_t right) {
+  const int lane = emulator::block()->now % 32, warp = emulator::block()->now / 32 % 4;
+  float a[2][16];
+  for (int lower = 0; lower < 2; ++lower)
+    for (int j = 0; j < 16; ++j) a[lower][j] = element_at<T>(left, 16 * warp + lane / 4 + 8 * lower, j, left_turned);
+  for (int column = lane % 4 * 2; column < 128; column += column % 2 ? 7 : 1)
+    for (int j = 0; j < 16; ++j) {
+      const float b = element_at<T>(right, column, j, right_turned);
+      for (int lower = 0; lower < 2; ++lower) s[column / 8 * 4 + 2 * lower + column % 2] += a[lower][j] * b;
+    }
+}
+template <class T, bool left_turned, bool right_turned>
+void multiply_tiles(float (&sum)[64], uint64_t left, uint64_t right) {
+  emulator::exchange("wgmma", {});
+  emulator::fiber().open_products.push_back(
+      [&sum, left, right] { multiply_halves<T, left_turned, right_turned>(sum, left, right); });
 }
 template <int pending>
 void wait_for_products() {
   emulator::exchange("wgmma.wait", {});
   auto& groups = emulator::fiber().product_groups;
   while (groups.size() > pending) {
-    for (const auto& product : groups.front()) compute(product);
+    for (const auto& product : groups.front()) product();
     groups.erase(groups.begin());
   }
+  emulator::exchange("wgmma.waited", {});  // before a thread changes what the others' products read
 }
 inline void store_if(bool condition, uint64_t* global, uint64_t value) {
   if (condition) *global = value;
 }
 inline void settle(int32_t (&)[64]) {}
+inline void settle(float (&)[64]) {}
 
 }  // namespace ofa
