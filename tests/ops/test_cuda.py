@@ -30,8 +30,8 @@ EMULATOR = Path(__file__).parent / "cuda_emulator"
 KERNELS = {
     "topk_similarity": {"measure", "encode", "screen", "screen_wgmma", "first_limit", "settle_queries", "scan"},
     "factorized_embedding": {
-        "look_up", "look_up_kept", "begin_backward", "add_products", "add_pieces", "count_digits", "accumulate", "place_tokens",
-        "count_heads", "number_rows",
+        "look_up", "look_up_kept", "begin_backward", "add_products", "add_pieces", "count_digits", "accumulate",
+        "place_tokens", "count_heads", "number_rows",
     },
 }  # fmt: skip
 # A handful of every op's tests, beside those that a GPU is given under compute-sanitizer: a product of two tiles takes
@@ -45,8 +45,9 @@ EMULATED = {
         or padding and float32 or range or around_it and float32 or place or infinite
     """,
 }
-PRODUCTS = {"screen": "IMMA", "screen_wgmma": "IGMMA", "look_up": "HMMA", "look_up_kept": "HMMA", "begin_backward": "HMMA"}
-HOPPER = {("screen_wgmma", "IGMMA"), ("begin_backward", "HGMMA")}  # in a module's code for compute capability 9.0
+PRODUCTS = {"screen": "IMMA", "screen_wgmma": "IGMMA"}
+PRODUCTS |= dict.fromkeys(("look_up", "look_up_kept", "begin_backward"), "HMMA")
+HOPPER = {("screen_wgmma", "IGMMA"), ("look_up_kept", "HGMMA"), ("begin_backward", "HGMMA")}  # in code for sm_90a alone
 KINDS = ("IMMA", "HMMA", "IGMMA", "HGMMA")
 REGISTERS = {"IMMA": 255, "IGMMA": 168, "HMMA": 128, "scan": 80, "settle_queries": 80}  # 64 of the others
 SPILLED = {"screen": 0, "screen_wgmma": 0, "begin_backward": 32}  # bytes a thread; 16 of the others

@@ -254,14 +254,16 @@ inline void multiply_tiles(int32_t (&sum)[64], uint64_t left, uint64_t right, bo
   emulator::fiber().open_products.push_back([&sum, left, right, add] { multiply_bytes(sum, left, right, add); });
 }
 
-// An element of an operand whose rows of 128 bytes are swizzled: a row's, or (`turned`) a line's of 64 of them.
+// An element of an operand that is swizzled by 128 or 32 bytes: a row's, or (`turned`) a line's of so many bytes.
 template <class T>
 float element_at(uint64_t operand, int row, int depth, bool turned) {
-  if ((operand & ~0xc0003fff3fff3fffull) || operand >> 62 != 1) emulator::fail("an operand not swizzled by 128 bytes");
+  const int code = static_cast<int>(operand >> 62), bytes = code == 1 ? 128 : 32;
+  if ((operand & ~0xc0003fff3fff3fffull) || !(code & 1)) emulator::fail("an operand that is not swizzled");
   const auto field = [&](int from) { return static_cast<uint32_t>(operand >> from & 0x3fff) << 4; };
-  uint32_t address = field(0) + (turned ? row / 64 * field(16) + depth / 8 * field(32) + depth % 8 * 128 + row % 64 * 2
-                                        : row / 8 * field(32) + row % 8 * 128 + depth * 2);
-  address ^= address >> 3 & 0x70;
+  uint32_t address =
+      field(0) + (turned ? 2 * row / bytes * field(16) + 2 * row % bytes + depth / 8 * field(32) + depth % 8 * bytes
+                         : row / 8 * field(32) + row % 8 * bytes + 2 * depth);
+  address ^= address >> 3 & (bytes - 16);
   T value;
   std::memcpy(&value, dynamic_shared() + (address - dynamic_from), 2);
   return to_float(value);
