@@ -1,6 +1,6 @@
 // The same products in half precision by warpgroups, which GPUs of compute capability 9.0 have: two in a block, each
 // with 64 rows and all of its 128 columns. Operands are copied as before, into rows of 128 bytes whose chunks have
-// changed places as the tensor cores expect; they read them from shared memory themselves, a third as often.
+// changed places as the tensor cores expect; they read them from shared memory themselves, half as often.
 #pragma once
 
 #include "factorized_embedding/cuda_product.h"
