@@ -146,9 +146,10 @@ class Operand {
   static __device__ int line(int i) { return threadIdx.x / line_chunks + i * (product_threads / line_chunks); }
   static __device__ int chunk() { return threadIdx.x % line_chunks; }
   static __device__ int place(int line, int chunk) {
-    constexpr int panel_chunks = line_bytes / 16;
-    return chunk / panel_chunks * (step_depth<T> * line_bytes) + line * line_bytes +
-           (chunk % panel_chunks ^ (as_words ? 2 * (line & 3) : line & 7)) * 16;
+    const int panel = panels ? chunk / (step_row / 16) : 0;
+    if (panels) chunk %= step_row / 16;
+    return panel * (step_depth<T> * step_row) + line * line_bytes +
+           (chunk ^ (as_words ? 2 * (line & 3) : line & 7)) * 16;
   }
   __device__ Place depth_at(int64_t depth, int64_t end) const {
     return lines_.template line<Place, unit>(depth < end ? depth : lines_.count);

@@ -50,7 +50,8 @@ PRODUCTS |= dict.fromkeys(("look_up", "look_up_kept", "begin_backward"), "HMMA")
 HOPPER = {("screen_wgmma", "IGMMA"), ("look_up_kept", "HGMMA"), ("begin_backward", "HGMMA")}  # in code for sm_90a alone
 KINDS = ("IMMA", "HMMA", "IGMMA", "HGMMA")
 REGISTERS = {"IMMA": 255, "IGMMA": 168, "HMMA": 128, "scan": 80, "settle_queries": 80}  # 64 of the others
-SPILLED = {"screen": 0, "screen_wgmma": 0, "begin_backward": 32}  # bytes a thread; 16 of the others
+# Bytes a thread; 16 of the others. Those of the lookup are for sm_100 and rows that are no whole chunks of 16 bytes.
+SPILLED = {"screen": 0, "screen_wgmma": 0, "look_up_kept": 0, "look_up": 24, "begin_backward": 88}
 WITHOUT_WGMMA = {"OFA_NO_WGMMA": "1"}  # as on all GPUs but those of compute capability 9.0
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
 in_the_emulator = pytest.mark.skipif(
@@ -267,8 +268,8 @@ def test_instructions():
             architectures.add(match[1])
         elif match := re.search(r"Function : (\w+)", line):
             name = _plain(match[1])
-        for kind in KINDS:
-            products[name, kind] += f" {kind}." in line
+        for kind in KINDS:  # a group that may be empty ends with a product of nothing
+            products[name, kind] += f" {kind}." in line and "gdesc[URZ]" not in line
         assert not re.search(r"\b(ATOM|ATOMS|ATOMG|RED)\S*\.F(16|32|64|TZ)", line), line
     used = {key: count for key, count in products.items() if count}
     assert used.keys() == set(PRODUCTS.items()) - HOPPER | (HOPPER if "sm_90a" in architectures else set())
