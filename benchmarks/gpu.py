@@ -58,7 +58,7 @@ TESTED = {
 SANITIZERS = ("memcheck", "racecheck")
 # The tests that compute-sanitizer watches: small cases of every kernel in CUDA C++ (tests/ops/test_cuda.py sees to it).
 SANITISED = (
-    "{} and (test_values and (small or odd or wide or blocks or crowd) or test_values_of_small_tiles"
+    "{} and (test_values and (small or odd or wide or even or blocks or crowd) or test_values_of_small_tiles"
     " or test_sparse_gradient_is and (blocks or crowd) and bfloat16 or test_exact and odd or more_candidates"
     " or test_cuda_passes_values and small)"
 )

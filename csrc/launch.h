@@ -3,6 +3,7 @@
 
 #include <cuda_runtime.h>
 
+#include <set>
 #include <tuple>
 #include <utility>
 
@@ -17,19 +18,21 @@ cudaError_t start(void (*kernel)(Parameters...), dim3 grid, int threads, int64_t
   return cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, dim3(threads), pointers, shared, stream);
 }
 
-// Lets a kernel have `shared` bytes beside its static shared memory; without asking, both together are at most 48 KiB.
-inline cudaError_t allow_shared(const void* kernel, int64_t shared) {
-  constexpr int64_t granted = 48 << 10;
-  cudaFuncAttributes own;
-  cudaError_t error = cudaFuncGetAttributes(&own, kernel);
-  if (error != cudaSuccess || shared + static_cast<int64_t>(own.sharedSizeBytes) <= granted) return error;
-  // All that the device has, or a thread that launches the kernel with less would take it from the others.
+// Lets a kernel have all the shared memory that a block can beside its static one; without asking, both together are at
+// most 48 KiB. Asked once, as every question takes a good part of the time that a launch does.
+inline cudaError_t allow_shared(const void* kernel) {
+  static thread_local std::set<std::pair<int, const void*>> allowed;
   int device = 0, most = 0;
-  if ((error = cudaGetDevice(&device)) != cudaSuccess) return error;
+  cudaError_t error = cudaGetDevice(&device);
+  if (error != cudaSuccess || allowed.count({device, kernel})) return error;
+  cudaFuncAttributes own;
+  if ((error = cudaFuncGetAttributes(&own, kernel)) != cudaSuccess) return error;
   error = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (error != cudaSuccess) return error;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                              most - static_cast<int>(own.sharedSizeBytes));
+  error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                               most - static_cast<int>(own.sharedSizeBytes));
+  if (error == cudaSuccess) allowed.insert({device, kernel});
+  return error;
 }
 
 // `shared`: bytes of dynamic shared memory.
@@ -37,7 +40,7 @@ template <class... Parameters, class... Arguments>
 cudaError_t start(void (*kernel)(Parameters...), dim3 grid, int threads, int64_t shared, cudaStream_t stream,
                   Arguments... arguments) {
   if (shared) {
-    const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel), shared);
+    const cudaError_t error = allow_shared(reinterpret_cast<const void*>(kernel));
     if (error != cudaSuccess) return error;
   }
   std::tuple<Parameters...> values(arguments...);

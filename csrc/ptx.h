@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 namespace ofa {
 
@@ -9,6 +10,12 @@ namespace ofa {
 __device__ inline void copy_async(void* shared, const void* global) {
   const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+}
+// The same if `present`, and else 16 bytes of zeros, without a look at `global`.
+__device__ inline void copy_async_if(bool present, void* shared, const void* global) {
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(global), "r"(present ? 16 : 0)
+               : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 template <int pending>
@@ -38,6 +45,21 @@ __device__ inline void load_matrices_transposed(uint32_t (&word)[4], const void*
 __device__ inline void write_zeros(void* to) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(to), "r"(0) : "memory");
 }
+
+// Stores of a multiple of 16 bytes of shared memory, both ends aligned to 16, which go past the threads: of this
+// thread, once what the block wrote was published by its threads and a barrier. It waits until that was read before it
+// ends.
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#  define OFA_BULK_STORES
+__device__ inline void publish_to_bulk_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+__device__ inline void store_bulk(void* global, const void* shared, int bytes) {
+  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(from), "r"(bytes)
+               : "memory");
+}
+__device__ inline void commit_bulk_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+__device__ inline void wait_for_bulk_stores() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
+#endif
 
 struct Half {
   uint16_t bits;
@@ -70,6 +92,22 @@ template <>
 __device__ inline Bfloat from_float<Bfloat>(float x) {
   Bfloat result;
   asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(result.bits) : "f"(x));
+  return result;
+}
+
+// Two numbers in a word, the first one in its lower half.
+template <class T>
+__device__ uint32_t from_floats(float first, float second);
+template <>
+__device__ inline uint32_t from_floats<Half>(float first, float second) {
+  uint32_t result;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(second), "f"(first));
+  return result;
+}
+template <>
+__device__ inline uint32_t from_floats<Bfloat>(float first, float second) {
+  uint32_t result;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(second), "f"(first));
   return result;
 }
 
@@ -110,6 +148,12 @@ __device__ inline void multiply_bytes(int32_t (&s)[4], const uint32_t (&a)[4], u
 __device__ inline uint8_t* dynamic_shared() {
   extern __shared__ __align__(256) uint8_t memory[];
   return memory;
+}
+
+// The same, aligned as rows of 128 bytes are wanted that warpgroups read.
+__device__ inline uint8_t* dynamic_shared_1024() {
+  extern __shared__ __align__(1024) uint8_t memory_1024[];
+  return memory_1024;
 }
 
 __device__ inline uint32_t shared_address(const void* shared) {
@@ -167,6 +211,8 @@ __device__ void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(count));
 }
 
+// What this thread wrote to shared memory, to products of warpgroups behind the next barrier.
+__device__ inline void publish_to_products() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
 __device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ inline void commit_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 template <int pending>
@@ -185,6 +231,10 @@ __device__ inline void store_if(bool condition, uint64_t* global, uint64_t value
 __device__ inline void settle(int32_t (&s)[64]) {
 #  pragma unroll
   for (int i = 0; i < 64; ++i) asm volatile("" : "+r"(s[i])::"memory");
+}
+__device__ inline void settle(float (&s)[64]) {
+#  pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(s[i])::"memory");
 }
 
 // sum[64, 128] = left[64, 32 bytes] right[128, 32 bytes]T, added to the sum if `add`; by four warps, whose first is a
@@ -208,6 +258,37 @@ __device__ inline void multiply_tiles(int32_t (&s)[64], uint64_t left, uint64_t 
         "+r"(s[49]), "+r"(s[50]), "+r"(s[51]), "+r"(s[52]), "+r"(s[53]), "+r"(s[54]), "+r"(s[55]), "+r"(s[56]),
         "+r"(s[57]), "+r"(s[58]), "+r"(s[59]), "+r"(s[60]), "+r"(s[61]), "+r"(s[62]), "+r"(s[63])
       : "l"(left), "l"(right), "r"(static_cast<int32_t>(add)));
+}
+
+// sum[64, 128] += left[64, 16] right[128, 16]T in half precision; an operand that is turned lies in shared memory as 16
+// lines, of the depth, of 64 elements each.
+template <class T, bool left_turned, bool right_turned>
+__device__ void multiply_tiles(float (&s)[64], uint64_t left, uint64_t right) {
+  static_assert(sizeof(T) == 2);
+#  define OFA_PRODUCT(types)                                                                                          \
+    asm volatile(                                                                                                     \
+        "{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"                                                                    \
+        "wgmma.mma_async.sync.aligned.m64n128k16.f32." types                                                          \
+        " {"                                                                                                          \
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "                            \
+        "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, "                            \
+        "%34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, %49, "                            \
+        "%50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63 "                                       \
+        "}, %64, %65, p, 1, 1, %66, %67;\n}"                                                                          \
+        : "+f"(s[0]), "+f"(s[1]), "+f"(s[2]), "+f"(s[3]), "+f"(s[4]), "+f"(s[5]), "+f"(s[6]), "+f"(s[7]), "+f"(s[8]), \
+          "+f"(s[9]), "+f"(s[10]), "+f"(s[11]), "+f"(s[12]), "+f"(s[13]), "+f"(s[14]), "+f"(s[15]), "+f"(s[16]),      \
+          "+f"(s[17]), "+f"(s[18]), "+f"(s[19]), "+f"(s[20]), "+f"(s[21]), "+f"(s[22]), "+f"(s[23]), "+f"(s[24]),     \
+          "+f"(s[25]), "+f"(s[26]), "+f"(s[27]), "+f"(s[28]), "+f"(s[29]), "+f"(s[30]), "+f"(s[31]), "+f"(s[32]),     \
+          "+f"(s[33]), "+f"(s[34]), "+f"(s[35]), "+f"(s[36]), "+f"(s[37]), "+f"(s[38]), "+f"(s[39]), "+f"(s[40]),     \
+          "+f"(s[41]), "+f"(s[42]), "+f"(s[43]), "+f"(s[44]), "+f"(s[45]), "+f"(s[46]), "+f"(s[47]), "+f"(s[48]),     \
+          "+f"(s[49]), "+f"(s[50]), "+f"(s[51]), "+f"(s[52]), "+f"(s[53]), "+f"(s[54]), "+f"(s[55]), "+f"(s[56]),     \
+          "+f"(s[57]), "+f"(s[58]), "+f"(s[59]), "+f"(s[60]), "+f"(s[61]), "+f"(s[62]), "+f"(s[63])                   \
+        : "l"(left), "l"(right), "n"(static_cast<int32_t>(left_turned)), "n"(static_cast<int32_t>(right_turned)))
+  if constexpr (std::is_same_v<T, Half>)
+    OFA_PRODUCT("f16.f16");
+  else
+    OFA_PRODUCT("bf16.bf16");
+#  undef OFA_PRODUCT
 }
 #endif
 

@@ -1,9 +1,13 @@
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 
 #include "factorized_embedding/cuda_group.h"
-#include "factorized_embedding/cuda_product.h"
+#include "factorized_embedding/cuda_look_up.h"
+#include "factorized_embedding/cuda_product_wgmma.h"
+#include "factorized_embedding/cuda_sort.h"
 #include "factorized_embedding/cuda_sums.h"
+#include "factorized_embedding/cuda_zeros.h"
 #include "factorized_embedding/factorized_embedding.h"
 #include "report.h"
 #include "workspace.h"
@@ -12,13 +16,13 @@ namespace ofa::factorized_embedding {
 namespace {
 
 constexpr int64_t most_rows = std::numeric_limits<int32_t>::max();
-static_assert(group_threads == product_threads && sort_bytes <= product_bytes && report_bytes <= product_bytes);
+static_assert(group_threads == product_threads);
 
 // The first block looks for wrong ids where there is a report, all others multiply.
-template <class T>
+template <class T, bool whole>
 __global__ void __launch_bounds__(product_threads, 2)
     look_up(Lines<T> coordinates, Lines<T> basis, Rows<T> out, int64_t* report) {
-  __shared__ __align__(128) uint8_t memory[product_bytes];
+  uint8_t* const memory = dynamic_shared();
   int64_t block = blockIdx.x;
   if (report && block-- == 0) {
     const auto wrong = [&](int64_t id) { return id < 0 || id >= coordinates.vocabulary; };
@@ -26,8 +30,8 @@ __global__ void __launch_bounds__(product_threads, 2)
     return;
   }
   const int64_t columns = ceil_div<int64_t>(out.width, block_columns);
-  multiply_lines<T, false, true>(memory, coordinates, block / columns * block_rows<T>, basis,
-                                 block % columns * block_columns, 0, basis.count, out);
+  multiply_lines<T, false, true, whole>(memory, coordinates, block / columns * block_rows<T>, basis,
+                                        block % columns * block_columns, 0, basis.count, out);
 }
 
 // Products [rows, columns] of one depth each, or of slices of it, one behind the other.
@@ -40,69 +44,65 @@ struct Product {
   __host__ __device__ int64_t tiles() const { return ceil_div<int64_t>(out.count, block_rows<T>) * columns(); }
   int64_t blocks() const { return slices * tiles(); }
 
-  template <bool along>
-  __device__ void multiply(uint8_t* memory, int64_t block) const {
+  template <bool along, bool whole>
+  __device__ void multiply(uint8_t* memory, int64_t block, bool warpgroups, ZeroWriter& zeros) const {
     const int64_t tile = block % tiles(), begin = block / tiles() * slice, end = min(depth, begin + slice);
     Rows<float> to = out;
     to.data += block / tiles() * round_up(out.count * out.stride, 4);
-    multiply_lines<T, along, along>(memory, left, tile / columns() * block_rows<T>, right,
-                                    tile % columns() * block_columns, begin, end, to);
+    zeros.in_steps(ceil_div<int64_t>(end - begin, step_depth<T>));
+    const int64_t row = tile / columns() * block_rows<T>, column = tile % columns() * block_columns;
+#ifdef OFA_WARPGROUPS
+    if constexpr (sizeof(T) == 2)
+      if (warpgroups)
+        return multiply_lines_wgmma<T, along, along, whole>(memory, left, row, right, column, begin, end, to, zeros);
+#endif
+    multiply_lines<T, along, along, whole>(memory, left, row, right, column, begin, end, to, zeros);
   }
 };
 
-struct Zeros {
-  static constexpr int64_t each = 256 << 10;  // bytes of a block
-  uint8_t* data;
-  int64_t bytes;
-  int64_t blocks() const { return ceil_div(bytes, each); }
-  __device__ void write(int64_t block) const {
-    const int64_t end = min(bytes, (block + 1) * each);
-    for (int64_t at = block * each + 16 * threadIdx.x; at < end; at += 16 * product_threads)
-      if (at + 16 <= end)
-        write_zeros(data + at);
-      else
-        for (int64_t i = at; i < end; ++i) data[i] = 0;
-  }
-};
-
-// All that a backward pass begins with and that needs nothing else: the first block sorts, of the others every so
-// manieth writes zeros, which takes the memory's time, and the rest multiplies, which takes the tensor cores'.
+// All that a backward pass begins with and that needs nothing else. The first block sorts; the others multiply, while
+// they write zeros, which takes the memory's time, and the products the tensor cores'.
 template <class T>
 struct Work {
   Sorting sorting;
   Zeros zeros;
   Product<T> project, basis;  // projected[t] = grad_out[t] basisT, and slices of coordinates[ids]T grad_out
-  int64_t zero_blocks, project_blocks, blocks;  // blocks: but the one that sorts
+  int64_t project_blocks, basis_blocks;
+  bool warpgroups;  // multiply, where the GPU has them
 };
 
 template <class T>
+constexpr int64_t begin_bytes = std::max<int64_t>(product_bytes<T> + zero_bytes, sort_bytes);  // of shared memory
+
+template <class T, bool whole>
 __global__ void __launch_bounds__(product_threads, 2) begin_backward(Work<T> work) {
-  __shared__ __align__(128) uint8_t memory[product_bytes];
+  uint8_t* const memory = dynamic_shared_1024();
   int64_t block = blockIdx.x;
   if (work.sorting.wanted && block-- == 0) {
     sort_tokens(memory, work.sorting);
     return;
   }
-  const int64_t zeros = block * work.zero_blocks / work.blocks;  // among the blocks before
-  if ((block + 1) * work.zero_blocks / work.blocks > zeros) {
-    work.zeros.write(zeros);
-    return;
-  }
-  block -= zeros;
+  ZeroWriter zeros(work.zeros, block, memory + product_bytes<T>);
   if (block < work.project_blocks)
-    work.project.template multiply<false>(memory, block);
-  else
-    work.basis.template multiply<true>(memory, block - work.project_blocks);
+    work.project.template multiply<false, whole>(memory, block, work.warpgroups, zeros);
+  else if (block < work.project_blocks + work.basis_blocks)
+    work.basis.template multiply<true, whole>(memory, block - work.project_blocks, work.warpgroups, zeros);
+  zeros.end();
 }
 
 int64_t blocks_of(int64_t tokens) { return ceil_div<int64_t>(tokens, tile_tokens); }
 
+#ifndef OFA_BLOCKS_AT_ONCE  // tests have less
+#  define OFA_BLOCKS_AT_ONCE 264
+#endif
+constexpr int64_t blocks_at_once = OFA_BLOCKS_AT_ONCE;  // two for each processor of an H100, if that is what runs them
+
 // Slices of the tokens that the basis' gradient is summed in: enough blocks for a GPU, and tokens for a block.
 template <class T>
 int64_t slices_of(int64_t tokens, int64_t rank, int64_t width) {
-  constexpr int64_t enough = 384, least = 256, most = 16;
+  constexpr int64_t least = 256, most = 32;
   const int64_t tiles = ceil_div<int64_t>(rank, block_rows<T>) * ceil_div<int64_t>(width, block_columns);
-  const int64_t wanted = std::min(ceil_div(enough, std::max<int64_t>(1, tiles)), ceil_div(tokens, least));
+  const int64_t wanted = std::min(blocks_at_once / std::max<int64_t>(1, tiles), ceil_div(tokens, least));
   return std::clamp<int64_t>(wanted, 1, most);
 }
 
@@ -122,22 +122,22 @@ struct Scratch {
         slices(memory, slice_count * round_up(rank * width, 4)) {}
 };
 
-// Sorts what is too much for one block.
-void sort(const Queue& queue, const Sorting& sorting, int32_t* counts) {
-  Tokens from = sorting.from;
+// Sorts what does not fit one block; `spare` is where tokens are between passes.
+void sort(const Queue& queue, Tokens from, const Sorted& result, const Sorted& spare, int32_t* counts) {
   const int64_t tokens = from.count, blocks = blocks_of(tokens);
-  for (int pass = 0; pass < sorting.passes.count; ++pass) {
-    const Sorted& to = (sorting.passes.count - pass) % 2 ? sorting.to : sorting.spare;
-    const int shift = 8 * pass;
+  const int passes = ceil_div(bits_of(from.vocabulary), radix_bits);
+  for (int pass = 0; pass < passes; ++pass) {
+    const Sorted& to = (passes - pass) % 2 ? result : spare;
+    const int shift = radix_bits * pass;
     queue.launch("count_digits", count_digits, dim3(blocks), group_threads, 0, from, shift, counts);
     queue.launch("accumulate", accumulate, dim3(1), group_threads, 0, counts, radix * blocks);
     queue.launch("place_tokens", place_tokens, dim3(blocks), group_threads, 0, from, shift, counts, to.keys, to.order);
     from = Tokens{nullptr, to.keys, to.order, tokens, from.vocabulary, from.padding_idx};
   }
-  if (!sorting.to.rows) return;
-  queue.launch("count_heads", count_heads, dim3(blocks), group_threads, 0, sorting.to, counts);
+  if (!result.rows) return;
+  queue.launch("count_heads", count_heads, dim3(blocks), group_threads, 0, result, counts);
   queue.launch("accumulate", accumulate, dim3(1), group_threads, 0, counts, blocks);
-  queue.launch("number_rows", number_rows, dim3(blocks), group_threads, 0, sorting.to, counts);
+  queue.launch("number_rows", number_rows, dim3(blocks), group_threads, 0, result, counts);
 }
 
 }  // namespace
@@ -166,9 +166,23 @@ void cuda_forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_ten
     using T = decltype(element);
     const Lines<T> left{static_cast<const T*>(coordinates), rank, tokens, ids, vocabulary, -1, true};
     const Lines<T> right{static_cast<const T*>(basis), width, rank};
-    const int64_t tiles = ceil_div<int64_t>(tokens, block_rows<T>) * ceil_div<int64_t>(width, block_columns);
-    queue.launch("look_up", look_up<T>, dim3(tiles + (report != nullptr)), product_threads, 0, left, right,
-                 Rows<T>{static_cast<T*>(out), width, tokens, width}, report);
+    const Rows<T> rows{static_cast<T*>(out), width, tokens, width};
+    const int64_t columns = ceil_div<int64_t>(width, block_columns), reporting = report != nullptr;
+    const bool whole = left.whole() && right.whole() && reinterpret_cast<uintptr_t>(out) % 16 == 0;
+    if constexpr (sizeof(T) == 2) {
+      const KeptShape shape(rank);
+      if (whole && shape.shared <= queue.shared_memory()) {
+        const int64_t blocks = ceil_div<int64_t>(tokens, kept_rows);
+        const int64_t wanted = std::clamp<int64_t>((blocks_at_once - 1) / std::max<int64_t>(1, blocks), 1, columns);
+        const int64_t share = ceil_div(columns, wanted), splits = ceil_div(columns, share);
+        queue.launch("look_up_kept", look_up_kept<T>, dim3(blocks * splits + reporting), product_threads, shape.shared,
+                     left, right, rows, shape, static_cast<int>(splits), static_cast<int>(share), report);
+        return;
+      }
+    }
+    queue.launch("look_up", whole ? look_up<T, true> : look_up<T, false>,
+                 dim3(ceil_div<int64_t>(tokens, block_rows<T>) * columns + reporting), product_threads,
+                 product_bytes<T>, left, right, rows, report);
   });
 }
 
@@ -200,7 +214,7 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
   with_element(coordinates_tensor.dtype(), "coordinates", [&](auto element) {
     using T = decltype(element);
     Workspace memory(workspace);
-    const int64_t slices = slices_of<T>(tokens, rank, width), slice = round_up(ceil_div(tokens, slices), 32);
+    const int64_t slices = slices_of<T>(tokens, rank, width), slice = round_up(ceil_div(tokens, slices), 64);
     const Scratch scratch(memory, tokens, rank, width, slices);
     const auto sorted = [&](int i) {
       return Sorted{scratch.keys.of(i),
@@ -212,18 +226,16 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
                     vocabulary};
     };
     Work<T> work{};
-    work.sorting = {Tokens{ids, nullptr, nullptr, tokens, vocabulary, padding_idx}, sorted(0), sorted(1),
-                    passes_for(vocabulary), wants_coordinates && tokens <= most_in_a_block};
+    work.warpgroups = !std::getenv("OFA_NO_WGMMA");
+    work.sorting = {Tokens{ids, nullptr, nullptr, tokens, vocabulary, padding_idx}, sorted(0),
+                    ceil_div(bits_of(vocabulary), 2), wants_coordinates && fits_a_block(tokens, vocabulary)};
     const Lines<T> grad_lines{static_cast<const T*>(grad_out), width, tokens};
     if (wants_coordinates) {
       const Lines<T> basis_lines{static_cast<const T*>(basis), width, rank};
       work.project = {grad_lines, basis_lines, {scratch.projected.of(0), rank, tokens, scratch.stride},
                       width,      width,       1};
       work.project_blocks = work.project.blocks();
-      if (!sparse)
-        work.zeros = {static_cast<uint8_t*>(grad_coordinates), rows * rank * static_cast<int64_t>(sizeof(T))};
-      work.zero_blocks = work.zeros.blocks();
-      if (!work.sorting.wanted) sort(queue, work.sorting, scratch.counts.of(0));
+      if (!work.sorting.wanted) sort(queue, work.sorting.from, sorted(0), sorted(1), scratch.counts.of(0));
     }
     if (wants_basis) {
       Lines<T> coordinate_lines{static_cast<const T*>(coordinates), rank, tokens, ids, vocabulary, padding_idx, true};
@@ -231,9 +243,18 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
       kept.ids = ids, kept.vocabulary = vocabulary, kept.padding_idx = padding_idx;
       work.basis = {coordinate_lines, kept, {scratch.slices.of(0), width, rank, width}, tokens, slice, slices};
     }
-    work.blocks = work.zero_blocks + work.project_blocks + (wants_basis ? work.basis.blocks() : 0);
-    queue.launch("begin_backward", begin_backward<T>, dim3(work.blocks + work.sorting.wanted), product_threads, 0,
-                 work);
+    work.basis_blocks = wants_basis ? work.basis.blocks() : 0;
+    int64_t blocks = work.project_blocks + work.basis_blocks;
+    if (wants_coordinates && !sparse) {
+      const int64_t bytes = rows * rank * static_cast<int64_t>(sizeof(T));
+      blocks = std::clamp(ceil_div<int64_t>(bytes, zero_bytes), blocks,
+                          std::max(blocks, blocks_at_once - work.sorting.wanted));
+      if (blocks) work.zeros = {static_cast<uint8_t*>(grad_coordinates), bytes, round_up(ceil_div(bytes, blocks), 16)};
+    }
+    const bool whole = (!wants_coordinates || (work.project.left.whole() && work.project.right.whole())) &&
+                       (!wants_basis || (work.basis.left.whole() && work.basis.right.whole()));
+    queue.launch("begin_backward", whole ? begin_backward<T, true> : begin_backward<T, false>,
+                 dim3(blocks + work.sorting.wanted), product_threads, begin_bytes<T>, work);
 
     Sums<T> sums{work.sorting.to,
                  scratch.projected.of(0),

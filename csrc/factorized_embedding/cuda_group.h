@@ -1,5 +1,5 @@
-// Tokens sorted by id, for cuda.cu: a stable radix sort. Some ten thousand tokens are sorted by one block, while others
-// do something else, and more of them by kernels of their own. Nothing waits for how many ids there are.
+// Tokens sorted by id, for cuda.cu: a stable radix sort by kernels of their own, for those that are too many for one
+// block (cuda_sort.h). Nothing waits for how many ids there are.
 #pragma once
 
 #include "cuda.h"
@@ -7,13 +7,8 @@
 namespace ofa::factorized_embedding {
 
 constexpr int group_threads = 256, warps = group_threads / 32;
-constexpr int radix = 256, tile_tokens = 2048;  // of a block: eight for each thread
+constexpr int radix_bits = 8, radix = 1 << radix_bits, tile_tokens = 2048;  // of a block: eight for each thread
 static_assert(radix == group_threads && tile_tokens % group_threads == 0);
-#ifndef OFA_SORTED_BY_A_BLOCK  // tests have less, which is quicker
-#  define OFA_SORTED_BY_A_BLOCK 32768
-#endif
-constexpr int64_t most_in_a_block =
-    OFA_SORTED_BY_A_BLOCK;  // tokens, for which it takes about as long as their products
 
 // What a pass of the sort reads: the ids themselves at first, then what the last pass wrote. Tokens that do not count,
 // with padding or an id out of range, get a key behind all others.
@@ -42,15 +37,10 @@ struct Sorted {
   __device__ int64_t row(int64_t i) const { return rows ? rows[i] : static_cast<int64_t>(keys[i]); }
 };
 
-// Passes of the sort, and bits of each: keys go up to the vocabulary's size.
-struct Passes {
-  int count, bits;
-};
-inline Passes passes_for(int64_t vocabulary) {
+inline int bits_of(int64_t number) {
   int bits = 1;
-  while (vocabulary >> bits) ++bits;
-  const int count = ceil_div(bits, 8);
-  return {count, ceil_div(bits, count)};
+  while (number >> bits) ++bits;
+  return bits;
 }
 
 // counts[digit][block]
@@ -102,9 +92,11 @@ __global__ void __launch_bounds__(group_threads) accumulate(int32_t* values, int
   }
 }
 
-// The lanes of this warp, among those with a token, whose digit of `bits` bits is this lane's.
-__device__ inline unsigned same_digit(uint32_t digit, bool present, int bits) {
+// The lanes of this warp, among those with a token, whose digit is this lane's.
+template <int bits>
+__device__ unsigned same_digit(uint32_t digit, bool present) {
   unsigned same = __ballot_sync(all_threads, present);
+#pragma unroll
   for (int bit = 0; bit < bits; ++bit) {
     const unsigned set = __ballot_sync(all_threads, (digit >> bit & 1) != 0);
     same &= digit >> bit & 1 ? set : ~set;
@@ -125,7 +117,7 @@ __global__ void __launch_bounds__(group_threads)
     const int64_t i = first + thread;
     const bool present = i < tokens.count;
     const uint32_t key = present ? tokens.key(i) : 0, digit = key >> shift & (radix - 1);
-    const unsigned same = same_digit(digit, present, 8);
+    const unsigned same = same_digit<radix_bits>(digit, present);
     const int rank = __popc(same & ((1u << lane) - 1));
     if (present && rank == 0) of_warp[warp][digit] = __popc(same);
     __syncthreads();
@@ -151,12 +143,11 @@ __global__ void __launch_bounds__(group_threads) count_heads(Sorted sorted, int3
   if (threadIdx.x == 0) counts[blockIdx.x] = total;
 }
 
-constexpr int at_once = 8;  // tokens that a thread loads before it looks at the first of them
-
 // Rows of the sorted tokens [begin, end), of which `found` ids begin before; `begin` is 0 or another block's end. A
 // warp has neighbouring tokens: it counts the ids that begin there, and then knows where its own ones come.
 __device__ inline void number_tokens(const Sorted& sorted, int64_t begin, int64_t end, int64_t found,
                                      int32_t* of_warp) {
+  constexpr int at_once = 8;  // tokens that a thread loads before it looks at the first of them
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   const int64_t share = ceil_div<int64_t>(end - begin, group_threads) * 32, own_begin = min(end, begin + warp * share),
                 own_end = min(end, own_begin + share);
@@ -197,74 +188,6 @@ __global__ void __launch_bounds__(group_threads) number_rows(Sorted sorted, cons
   __shared__ int32_t of_warp[warps];
   const int64_t begin = static_cast<int64_t>(blockIdx.x) * tile_tokens;
   number_tokens(sorted, begin, begin + tile_tokens, before[blockIdx.x], of_warp);
-}
-
-// A sort by one block: what it reads, and the two places between which tokens go to and fro, the last one the result.
-struct Sorting {
-  Tokens from;
-  Sorted to, spare;
-  Passes passes;
-  bool wanted;
-};
-
-constexpr int sort_bytes = (warps * radix + warps) * 4;  // of shared memory
-
-// A warp has neighbouring tokens. It counts its digits, learns where those of each go, and takes its tokens there.
-__device__ inline void sort_tokens(uint8_t* memory, const Sorting& sorting) {
-  auto* const of_warp = reinterpret_cast<int32_t*>(memory);
-  auto* const places = of_warp + warps;  // [warp][digit]
-  const int thread = threadIdx.x, lane = thread % 32, warp = thread / 32, bits = sorting.passes.bits;
-  int32_t* const own = places + warp * radix;
-  Tokens from = sorting.from;
-  const int64_t share = ceil_div<int64_t>(from.count, group_threads) * 32, begin = min(from.count, warp * share),
-                end = min(from.count, begin + share);
-  for (int pass = 0; pass < sorting.passes.count; ++pass) {
-    const Sorted& to = (sorting.passes.count - pass) % 2 ? sorting.to : sorting.spare;
-    const int shift = pass * bits;
-    for (int w = 0; w < warps; ++w) places[w * radix + thread] = 0;
-    __syncthreads();
-    for (int way = 0; way < 2; ++way) {  // counts, then places
-      for (int64_t first = begin; first < end; first += 32 * at_once) {
-        uint32_t key[at_once];
-        int32_t token[at_once];
-#pragma unroll
-        for (int j = 0; j < at_once; ++j) {
-          const int64_t i = first + 32 * j + lane;
-          key[j] = i < end ? from.key(i) : 0;
-          token[j] = i < end && way ? from.token(i) : 0;
-        }
-#pragma unroll
-        for (int j = 0; j < at_once; ++j) {
-          if (first + 32 * j >= end) break;
-          const bool present = first + 32 * j + lane < end;
-          const uint32_t digit = key[j] >> shift & ((1u << bits) - 1);
-          const unsigned same = same_digit(digit, present, bits);
-          const int rank = __popc(same & ((1u << lane) - 1));
-          const int32_t place = own[digit] + rank;
-          if (present && way) {
-            to.keys[place] = key[j];
-            to.order[place] = token[j];
-          }
-          __syncwarp();
-          if (present && rank == 0) own[digit] += __popc(same);
-          __syncwarp();
-        }
-      }
-      __syncthreads();
-      if (way) continue;
-      int32_t sum = 0, total;
-      for (int w = 0; w < warps; ++w) sum += places[w * radix + thread];
-      int32_t place = sum_before(sum, &total, of_warp);
-      for (int w = 0; w < warps; ++w) {
-        const int32_t count = places[w * radix + thread];
-        places[w * radix + thread] = place;
-        place += count;
-      }
-      __syncthreads();
-    }
-    from = Tokens{nullptr, to.keys, to.order, from.count, from.vocabulary, from.padding_idx};
-  }
-  if (sorting.to.rows) number_tokens(sorting.to, 0, from.count, 0, of_warp);
 }
 
 }  // namespace ofa::factorized_embedding

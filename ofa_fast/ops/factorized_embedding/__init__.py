@@ -15,6 +15,7 @@ from ofa_fast.ops.factorized_embedding import reference
 
 _HUGE_PAGE = 1 << 21
 REPORTS = Reports("input_ids must lie in [0, {rows})")
+_NOTHING = torch.empty(0, dtype=torch.int64, device="cpu")  # an argument that is not looked at
 _LARGE = 1 << 25  # bytes from which malloc, too, asks the kernel for new pages every time
 
 
@@ -88,11 +89,10 @@ def _backward_cuda(grad, ids, coordinates, basis, padding_idx, sparse, needs):
     """Wrong ids get no gradient. Only a sparse gradient waits for the device, to learn how many rows it has."""
     REPORTS.raise_earlier(ids)
     (n,), (v, r), d = ids.shape, coordinates.shape, basis.shape[1]
-    nothing = grad.new_empty(0)
     sparse = sparse and needs[0]
-    grad_coordinates = coordinates.new_empty(min(n, v) if sparse else v, r) if needs[0] else nothing
-    grad_basis = basis.new_empty(r, d) if needs[1] else nothing
-    distinct = ids.new_empty(n + 1 if sparse else 0)
+    grad_coordinates = coordinates.new_empty(min(n, v) if sparse else v, r) if needs[0] else grad.new_empty(0)
+    grad_basis = basis.new_empty(r, d) if needs[1] else grad.new_empty(0)
+    distinct = ids.new_empty(n + 1) if sparse else _NOTHING
     scratch = workspace(_native.cuda.factorized_embedding_backward_workspace(n, r, d), grad)
     _native.cuda.factorized_embedding_backward(
         grad.contiguous(), ids.contiguous(), padding_idx, coordinates.contiguous(), basis.contiguous(),

@@ -10,6 +10,12 @@ inline void copy_async(void* shared, const void* global) {
     emulator::fail("a copy that is not aligned to 16 bytes");
   emulator::fiber().open.push_back({shared, global, 16});
 }
+inline void copy_async_if(bool present, void* shared, const void* global) {
+  if (present) return copy_async(shared, global);
+  if (reinterpret_cast<uintptr_t>(shared) % 16) emulator::fail("a copy that is not aligned to 16 bytes");
+  static const uint8_t zeros[16] = {};
+  emulator::fiber().open.push_back({shared, zeros, 16});
+}
 inline void commit_copies() {
   auto& fiber = emulator::fiber();
   fiber.groups.push_back(std::move(fiber.open));
@@ -55,6 +61,25 @@ inline void write_zeros(void* to) {
   std::memset(to, 0, 16);
 }
 
+// Stores happen when they are waited for; until then, nobody else sees them.
+#define OFA_BULK_STORES
+inline void publish_to_bulk_stores() {}
+inline void store_bulk(void* global, const void* shared, int bytes) {
+  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16)
+    emulator::fail("a store that is not aligned to 16 bytes");
+  emulator::fiber().open_stores.push_back({global, shared, bytes});
+}
+inline void commit_bulk_stores() {
+  auto& fiber = emulator::fiber();
+  fiber.stores.insert(fiber.stores.end(), fiber.open_stores.begin(), fiber.open_stores.end());
+  fiber.open_stores.clear();
+}
+inline void wait_for_bulk_stores() {
+  auto& stores = emulator::fiber().stores;
+  for (const auto& store : stores) std::memcpy(store.to, store.from, store.bytes);
+  stores.clear();
+}
+
 struct Half {
   uint16_t bits;
 };
@@ -81,6 +106,11 @@ inline Bfloat from_float<Bfloat>(float x) {
   if (x != x) return {0x7fff};
   const uint32_t bits = __float_as_uint(x);
   return {static_cast<uint16_t>((bits + 0x7fff + (bits >> 16 & 1)) >> 16)};
+}
+
+template <class T>
+uint32_t from_floats(float first, float second) {
+  return from_float<T>(first).bits | static_cast<uint32_t>(from_float<T>(second).bits) << 16;
 }
 
 inline uint32_t to_tf32(float x) {
@@ -128,6 +158,7 @@ inline void multiply_bytes(int32_t (&sum)[4], const uint32_t (&left)[4], uint32_
 }
 
 inline uint8_t* dynamic_shared() { return emulator::block()->shared; }
+inline uint8_t* dynamic_shared_1024() { return dynamic_shared(); }
 
 // Dynamic shared memory lies behind a kilobyte of other shared memory.
 constexpr uint32_t dynamic_from = 1024;
@@ -187,6 +218,7 @@ void take_registers() {
   emulator::exchange("setmaxnreg", {});
 }
 
+inline void publish_to_products() {}
 inline void begin_products() { emulator::exchange("wgmma.fence", {}); }
 inline void commit_products() {
   auto& fiber = emulator::fiber();
@@ -221,6 +253,39 @@ inline void multiply_tiles(int32_t (&sum)[64], uint64_t left, uint64_t right, bo
   emulator::exchange("wgmma", {});
   emulator::fiber().open_products.push_back([&sum, left, right, add] { multiply_bytes(sum, left, right, add); });
 }
+
+// An element of an operand that is swizzled by 128 or 32 bytes: a row's, or (`turned`) a line's of so many bytes.
+template <class T>
+float element_at(uint64_t operand, int row, int depth, bool turned) {
+  const int code = static_cast<int>(operand >> 62), bytes = code == 1 ? 128 : 32;
+  if ((operand & ~0xc0003fff3fff3fffull) || !(code & 1)) emulator::fail("an operand that is not swizzled");
+  const auto field = [&](int from) { return static_cast<uint32_t>(operand >> from & 0x3fff) << 4; };
+  uint32_t address =
+      field(0) + (turned ? 2 * row / bytes * field(16) + 2 * row % bytes + depth / 8 * field(32) + depth % 8 * bytes
+                         : row / 8 * field(32) + row % 8 * bytes + 2 * depth);
+  address ^= address >> 3 & (bytes - 16);
+  T value;
+  std::memcpy(&value, dynamic_shared() + (address - dynamic_from), 2);
+  return to_float(value);
+}
+template <class T, bool left_turned, bool right_turned>
+void multiply_halves(float (&s)[64], uint64_t left, uint64_t right) {
+  const int lane = emulator::block()->now % 32, warp = emulator::block()->now / 32 % 4;
+  float a[2][16];
+  for (int lower = 0; lower < 2; ++lower)
+    for (int j = 0; j < 16; ++j) a[lower][j] = element_at<T>(left, 16 * warp + lane / 4 + 8 * lower, j, left_turned);
+  for (int column = lane % 4 * 2; column < 128; column += column % 2 ? 7 : 1)
+    for (int j = 0; j < 16; ++j) {
+      const float b = element_at<T>(right, column, j, right_turned);
+      for (int lower = 0; lower < 2; ++lower) s[column / 8 * 4 + 2 * lower + column % 2] += a[lower][j] * b;
+    }
+}
+template <class T, bool left_turned, bool right_turned>
+void multiply_tiles(float (&sum)[64], uint64_t left, uint64_t right) {
+  emulator::exchange("wgmma", {});
+  emulator::fiber().open_products.push_back(
+      [&sum, left, right] { multiply_halves<T, left_turned, right_turned>(sum, left, right); });
+}
 template <int pending>
 void wait_for_products() {
   emulator::exchange("wgmma.wait", {});
@@ -235,5 +300,6 @@ inline void store_if(bool condition, uint64_t* global, uint64_t value) {
   if (condition) *global = value;
 }
 inline void settle(int32_t (&)[64]) {}
+inline void settle(float (&)[64]) {}
 
 }  // namespace ofa
