@@ -76,7 +76,7 @@ int64_t cuda_step(Tensor coordinates) {
   return result;
 }
 
-void cuda_forward(Tensor states, Tensor coordinates, Tensor bias_tensor, Tensor keys, Tensor counted, int64_t programs,
+void cuda_forward(Tensor states, Tensor coordinates, Tensor bias, Tensor keys, Tensor counted, int64_t programs,
                   Tensor largest, Tensor sums, Tensor partial) {
   const Queue queue(coordinates);
   const int64_t positions = keys.numel(), most = largest.size(0), vocabulary = coordinates.size(0),
@@ -85,21 +85,22 @@ void cuda_forward(Tensor states, Tensor coordinates, Tensor bias_tensor, Tensor 
     throw std::invalid_argument("programs, splits and positions must be fewer than 2^31");
   with_shape(coordinates, [&](auto shape) {
     using S = decltype(shape);
-    const Bias bias(queue, bias_tensor, vocabulary);
     const void* const table = queue.data(coordinates, "coordinates", {vocabulary, rank});
     ForwardArguments a{};
     a.states = states_in_boxes(queue, states, coordinates, group_rows, S::own_panel);
     a.coordinates = boxes(table, vocabulary, rank, rank, S::step, S::panel);
     a.keys = queue.data<int32_t>(keys, "keys", {positions});
     a.counted = queue.data<int32_t>(counted, "counted", {});
-    a.bias = bias.data, a.bias_dtype = bias.dtype;
+    if (bias.numel()) a.bias = queue.data<float>(bias, "bias", {round_up(vocabulary, S::step)});
+    if (reinterpret_cast<uintptr_t>(a.bias) % alignment)
+      throw std::invalid_argument("bias must be aligned to 16 bytes");
     a.largest = queue.data<float>(largest, "largest", {most, positions});
     a.sums = queue.data<float>(sums, "sums", {most, positions});
     const int64_t rows = std::min(most * positions, std::max(programs * block_rows, positions));
     a.partial = partial.numel() ? queue.data<float>(partial, "partial", {rows, rank}) : nullptr;
     a.positions = positions, a.vocabulary = static_cast<int32_t>(vocabulary), a.rank = static_cast<int32_t>(rank);
     a.programs = static_cast<int32_t>(programs), a.most = static_cast<int32_t>(most);
-    queue.launch("forward_pass", bias.data ? forward_pass<S, true> : forward_pass<S, false>,
+    queue.launch("forward_pass", a.bias ? forward_pass<S, true> : forward_pass<S, false>,
                  dim3(std::max(programs, ceil_div<int64_t>(positions, block_rows))), pass_threads, S::bytes, a);
   });
 }

@@ -22,6 +22,12 @@ struct BackwardArguments {
 
 #ifdef OFA_WARPGROUPS
 
+__device__ inline float element(const void* data, Dtype dtype, int64_t i) {
+  if (dtype == Dtype::f32) return static_cast<const float*>(data)[i];
+  if (dtype == Dtype::f16) return to_float(static_cast<const Half*>(data)[i]);
+  return to_float(static_cast<const Bfloat*>(data)[i]);
+}
+
 template <class S>
 struct PositionVectors {
   const Memory<S>& memory;
@@ -97,7 +103,7 @@ __global__ void __launch_bounds__(pass_threads, 1) backward_pass(const __grid_co
 #ifdef OFA_WARPGROUPS
   const int blocks = ceil_div(a.vocabulary, block_rows), tiles = ceil_div(a.bounds[blocks], S::step);
   const Memory<S> memory{swizzled_shared()};
-  begin_pass(memory, 1);
+  begin_pass(memory);
   Place<S> place;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = __shfl_sync(all_threads, warp / group_warps, 0);
   if (group == groups) {

@@ -10,22 +10,15 @@ struct ForwardArguments {
   Boxes states, coordinates;
   const int32_t* keys;     // [positions], the labels in ascending order
   const int32_t* counted;  // how many of them are labels
-  const void* bias;        // [vocabulary] or null
-  Dtype bias_dtype;
-  float *largest, *sums;  // [splits, positions], the first in bits
-  float* partial;         // [splits, count, rank], magnified, or null
+  const float* bias;       // [vocabulary, padded to tiles] in bits, and -infinity behind the last; or null
+  float *largest, *sums;   // [splits, positions], the first in bits
+  float* partial;          // [splits, count, rank], magnified, or null
   int64_t positions;
   int32_t vocabulary, rank;
   int32_t programs, most;  // blocks that the work is divided for, and splits of the vocabulary at most
 };
 
 #ifdef OFA_WARPGROUPS
-
-__device__ inline float element(const void* data, Dtype dtype, int64_t i) {
-  if (dtype == Dtype::f32) return static_cast<const float*>(data)[i];
-  if (dtype == Dtype::f16) return to_float(static_cast<const Half*>(data)[i]);
-  return to_float(static_cast<const Bfloat*>(data)[i]);
-}
 
 // The exponentials of 64 positions' scores, of a thread's two, above a bound that follows the largest scores.
 template <class S, bool biased>
@@ -116,9 +109,14 @@ class Exponentials {
   float total_[2] = {}, scale_[2] = {1, 1};
 };
 
-struct NoVectors {
-  static constexpr int bytes = 0;
-  __device__ void copy(int, int) const {}
+template <class S, bool biased>
+struct EntryVectors {
+  const Memory<S>& memory;
+  const float* bias;
+  static constexpr int bytes = biased ? S::step * sizeof(float) : 0;
+  __device__ void copy(int tile, int stage) const {
+    if (biased) copy_bulk(memory.vector(stage, 0), bias + tile * S::step, bytes, memory.full(stage));
+  }
 };
 
 #endif
@@ -134,24 +132,14 @@ __global__ void __launch_bounds__(pass_threads, 1) forward_pass(const __grid_con
   const int first_tile = split * split_tiles, own_tiles = min(split_tiles, tiles - first_tile);
   if (own_tiles <= 0 || !count) return;
   const Memory<S> memory{swizzled_shared()};
-  begin_pass(memory, biased ? 2 : 1);
+  begin_pass(memory);
   Place<S> place;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = __shfl_sync(all_threads, warp / group_warps, 0);
   if (group == groups) {
     keep_registers<copier_registers>();
     if (warp == groups * group_warps && lane == 0)
-      copy_pass(memory, place, a.states, block * block_rows, a.coordinates, first_tile, own_tiles, NoVectors{});
-    if (biased && warp == groups * group_warps + 1)
-      for (int tile = first_tile; tile < first_tile + own_tiles; ++tile, place.next()) {
-        wait_for_phase(memory.empty(place.stage), place.round - 1);
-        for (int i = lane; i < S::step; i += 32) {
-          const int entry = tile * S::step + i;
-          memory.vector(place.stage, 0)[i] =
-              entry < a.vocabulary ? element(a.bias, a.bias_dtype, entry) * log2_e : -infinity;
-        }
-        __syncwarp();
-        if (lane == 0) arrive(memory.full(place.stage));
-      }
+      copy_pass(memory, place, a.states, block * block_rows, a.coordinates, first_tile, own_tiles,
+                EntryVectors<S, biased>{memory, a.bias});
   } else {
     take_registers<multiplier_registers>();
     const int first = block * block_rows + group * group_rows + warp % group_warps * 16 + lane / 4;

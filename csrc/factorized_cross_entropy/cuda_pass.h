@@ -99,12 +99,12 @@ struct Place {
 
 #ifdef OFA_WARPGROUPS
 
-// By the whole block. `fillers`: arrivals that a stage waits for, of those who fill it.
+// By the whole block.
 template <class S>
-__device__ void begin_pass(const Memory<S>& memory, int fillers) {
+__device__ void begin_pass(const Memory<S>& memory) {
   if (threadIdx.x == 0) {
     for (int i = 0; i < S::stages; ++i)
-      start_barrier(memory.full(i), fillers), start_barrier(memory.empty(i), groups * group_warps);
+      start_barrier(memory.full(i), 1), start_barrier(memory.empty(i), groups * group_warps);
     start_barrier(memory.held(), 1);
     start_barrier(memory.finished(), groups * group_warps);
     publish_barriers();

@@ -50,7 +50,7 @@ int64_t cuda_step(Tensor coordinates);
 
 void cuda_forward(Tensor states,       // [N or more, R or more] hidden basisT, of the coordinates' dtype
                   Tensor coordinates,  // [V, R]
-                  Tensor bias,         // [V] or [0]
+                  Tensor bias,         // [V, padded to steps] float32 in bits, -infinity behind the last one; or [0]
                   Tensor keys,         // [N] int32, the labels, and V for all others
                   Tensor counted,      // [] int32, n
                   int64_t programs,    // blocks that share the work

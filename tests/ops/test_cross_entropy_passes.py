@@ -133,7 +133,8 @@ def test_cuda_passes_on_extreme_values(case, dtype, monkeypatch):
     ours = both()
     monkeypatch.setenv("OFA_NO_WGMMA", "1")
     for got, expected in zip(ours, both(), strict=True):
-        torch.testing.assert_close(got.float(), expected.float(), rtol=2e-2, atol=2e-2, equal_nan=True)
+        largest = expected.float().nan_to_num(0, 0, 0).abs().max().item()  # sums of products may be next to nothing
+        torch.testing.assert_close(got.float(), expected.float(), rtol=2e-2, atol=2e-2 + 1e-3 * largest, equal_nan=True)
 
 
 def test_cuda_passes_give_the_same_bits():

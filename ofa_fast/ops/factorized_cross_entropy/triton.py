@@ -9,6 +9,7 @@ Nothing here waits for the device. So shapes depend on N, and how many positions
 from __future__ import annotations
 
 import itertools
+import math
 
 import torch
 import triton
@@ -112,7 +113,10 @@ def _run_forward(hidden, coordinates, basis, labels, bias, ignore_index, loss, l
         "MAGNIFIED": _magnified(some.dtype), "HAS_BIAS": bias is not None, "WITH_OTHERS": len(others) > 0
     }  # fmt: skip
     if some.native:
-        _native.cuda.factorized_cross_entropy_forward_pass(*inputs, programs, *sums)
+        shifts = _in_bits(bias, some) if bias is not None else some.empty(0)
+        _native.cuda.factorized_cross_entropy_forward_pass(
+            states, coordinates, shifts, some.keys, count, programs, *sums
+        )
     else:
         _forward[(max(programs, triton.cdiv(n, some.block)),)](
             *inputs, *sums, n, v, most, **shared, A=a, B=b, C=c, **some.compiled
@@ -122,6 +126,14 @@ def _run_forward(hidden, coordinates, basis, labels, bias, ignore_index, loss, l
         SPLITS=triton.next_power_of_2(most), num_warps=1,
     )  # fmt: skip
     REPORTS.settle(labels)
+
+
+def _in_bits(bias, some):
+    """As the native pass copies it: with whole tiles, beyond the last entry without a probability."""
+    bits = some.empty(triton.cdiv(some.v, some.step) * some.step)
+    bits[: some.v].copy_(bias).mul_(1 / math.log(2))
+    bits[some.v :].fill_(-math.inf)
+    return bits
 
 
 def backward(grad_loss, grad_lse, hidden, coordinates, basis, labels, bias, loss, lse, others, ignore_index, needs):

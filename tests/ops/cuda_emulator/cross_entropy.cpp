@@ -59,7 +59,10 @@ void test(const Case& c) {
   ForwardArguments f{};
   f.states = boxes(states.data(), rows, c.rank, pitch, group_rows, S::own_panel);
   f.coordinates = boxes(table.data(), c.vocabulary, c.rank, c.rank, S::step, S::panel);
-  f.keys = keys.data(), f.counted = &c.count, f.bias = c.biased ? bias.data() : nullptr, f.bias_dtype = Dtype::f32;
+  alignas(16) static float bits[1 << 12];
+  std::fill(std::begin(bits), std::end(bits), -HUGE_VALF);
+  for (int i = 0; i < c.vocabulary; ++i) bits[i] = bias[i] * log2_e;
+  f.keys = keys.data(), f.counted = &c.count, f.bias = c.biased ? bits : nullptr;
   f.largest = largest.data(), f.sums = sums.data(), f.partial = partial.data();
   f.positions = c.positions, f.vocabulary = c.vocabulary, f.rank = c.rank, f.programs = c.programs, f.most = most;
   const int grid = std::max(c.programs, ceil_div(c.positions, block_rows));
