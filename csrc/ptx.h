@@ -46,21 +46,6 @@ __device__ inline void write_zeros(void* to) {
   asm volatile("st.global.cs.v4.u32 [%0], {%1, %1, %1, %1};" ::"l"(to), "r"(0) : "memory");
 }
 
-// Stores of a multiple of 16 bytes of shared memory, both ends aligned to 16, which go past the threads: of this
-// thread, once what the block wrote was published by its threads and a barrier. It waits until that was read before it
-// ends.
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-#  define OFA_BULK_STORES
-__device__ inline void publish_to_bulk_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
-__device__ inline void store_bulk(void* global, const void* shared, int bytes) {
-  const uint32_t from = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(global), "r"(from), "r"(bytes)
-               : "memory");
-}
-__device__ inline void commit_bulk_stores() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
-__device__ inline void wait_for_bulk_stores() { asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory"); }
-#endif
-
 struct Half {
   uint16_t bits;
 };

@@ -72,7 +72,7 @@ struct Work {
 };
 
 template <class T>
-constexpr int64_t begin_bytes = std::max<int64_t>(product_bytes<T> + zero_bytes, sort_bytes);  // of shared memory
+constexpr int64_t begin_bytes = std::max<int64_t>(product_bytes<T>, sort_bytes);  // of shared memory
 
 template <class T, bool whole>
 __global__ void __launch_bounds__(product_threads, 2) begin_backward(Work<T> work) {
@@ -82,7 +82,7 @@ __global__ void __launch_bounds__(product_threads, 2) begin_backward(Work<T> wor
     sort_tokens(memory, work.sorting);
     return;
   }
-  ZeroWriter zeros(work.zeros, block, memory + product_bytes<T>);
+  ZeroWriter zeros(work.zeros, block);
   if (block < work.project_blocks)
     work.project.template multiply<false, whole>(memory, block, work.warpgroups, zeros);
   else if (block < work.project_blocks + work.basis_blocks)
@@ -246,9 +246,8 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
     work.basis_blocks = wants_basis ? work.basis.blocks() : 0;
     int64_t blocks = work.project_blocks + work.basis_blocks;
     if (wants_coordinates && !sparse) {
-      const int64_t bytes = rows * rank * static_cast<int64_t>(sizeof(T));
-      blocks = std::clamp(ceil_div<int64_t>(bytes, zero_bytes), blocks,
-                          std::max(blocks, blocks_at_once - work.sorting.wanted));
+      const int64_t bytes = rows * rank * static_cast<int64_t>(sizeof(T)), least = 16 * product_threads;
+      blocks = std::clamp(ceil_div(bytes, least), blocks, std::max(blocks, blocks_at_once - work.sorting.wanted));
       if (blocks) work.zeros = {static_cast<uint8_t*>(grad_coordinates), bytes, round_up(ceil_div(bytes, blocks), 16)};
     }
     const bool whole = (!wants_coordinates || (work.project.left.whole() && work.project.right.whole())) &&

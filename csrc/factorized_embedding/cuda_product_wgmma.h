@@ -18,18 +18,6 @@ __device__ uint64_t operand_at(const uint8_t* memory, int part) {
   return from >> 4 | panel << 16 | eight << 32 | swizzled_by_128 << 62;
 }
 
-// What a warpgroup has of a product, 64 rows and 128 columns from these on, to where it belongs.
-template <bool whole, class Out>
-__device__ void write_tiles(const Rows<Out>& out, const float (&total)[64], int64_t row, int64_t column) {
-#  pragma unroll
-  for (int i = 0; i < block_columns / warp_columns; ++i) {
-    float part[1][4][4];
-#  pragma unroll
-    for (int j = 0; j < 16; ++j) part[0][j / 4][j % 4] = total[16 * i + j];
-    write_tile<whole>(out, part, row + threadIdx.x / 32 % 4 * 16, column + i * warp_columns, threadIdx.x % 32);
-  }
-}
-
 // As multiply_lines.
 template <class T, bool left_along, bool right_along, bool whole, class Out, class Meanwhile>
 __device__ void multiply_lines_wgmma(uint8_t* memory, const Lines<T>& left, int64_t first_row, const Lines<T>& right,
@@ -39,7 +27,7 @@ __device__ void multiply_lines_wgmma(uint8_t* memory, const Lines<T>& left, int6
   using Right = Operand<T, right_along, block_columns, whole, true>;
   constexpr int stage_bytes = Left::bytes + Right::bytes, group_rows = block_rows<T> / 2;
   static_assert(stages * stage_bytes == product_bytes<T> && stage_bytes % 1024 == 0 && Left::bytes % 1024 == 0);
-  const int group = threadIdx.x / 128;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4;
   Left left_operand(left, first_row, begin, end);
   Right right_operand(right, first_column, begin, end);
   const auto load = [&](int64_t depth, int stage) {
@@ -71,7 +59,13 @@ __device__ void multiply_lines_wgmma(uint8_t* memory, const Lines<T>& left, int6
   wait_for_products<0>();
   settle(total);
   wait_for_copies<0>();
-  write_tiles<whole>(out, total, first_row + group * group_rows, first_column);
+#  pragma unroll
+  for (int i = 0; i < block_columns / warp_columns; ++i) {
+    float part[1][4][4];
+#  pragma unroll
+    for (int j = 0; j < 16; ++j) part[0][j / 4][j % 4] = total[16 * i + j];
+    write_tile<whole>(out, part, first_row + group * group_rows + warp % 4 * 16, first_column + i * warp_columns, lane);
+  }
 }
 
 #endif

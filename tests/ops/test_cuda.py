@@ -50,11 +50,8 @@ EMULATED = {
 }
 PRODUCTS = {"screen": "IMMA", "screen_wgmma": "IGMMA", "forward_pass": "HGMMA", "backward_pass": "HGMMA"}
 PRODUCTS |= dict.fromkeys(("look_up", "look_up_kept", "begin_backward"), "HMMA")
-# In code for sm_90a alone, where some have both.
-HOPPER = {pair for pair in PRODUCTS.items() if "GMMA" in pair[1]} | {
-    ("look_up_kept", "HGMMA"),
-    ("begin_backward", "HGMMA"),
-}
+# In code for sm_90a alone, where one has both.
+HOPPER = {pair for pair in PRODUCTS.items() if "GMMA" in pair[1]} | {("begin_backward", "HGMMA")}
 REGISTERS = {"IMMA": 255, "IGMMA": 168, "HGMMA": 168, "HMMA": 128, "scan": 80, "settle_queries": 80}  # 64 of the others
 # Bytes a thread; 16 of the others. Those of the lookup are for sm_100 and rows that are no whole chunks of 16 bytes.
 SPILLED = dict.fromkeys(("screen", "screen_wgmma", "look_up_kept", "forward_pass", "backward_pass"), 0)

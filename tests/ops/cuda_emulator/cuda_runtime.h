@@ -88,7 +88,7 @@ struct Fiber {
   bool started = false, done = false;
   Index thread;
   std::vector<std::vector<Copy>> groups;
-  std::vector<Copy> open, stores, open_stores;
+  std::vector<Copy> open;
   std::vector<std::vector<Product>> product_groups;
   std::vector<Product> open_products;
 };
@@ -200,7 +200,6 @@ inline void live() {
   Block& b = *block();
   Fiber& own = b.fibers[b.now];
   if (!own.open.empty() || !own.groups.empty()) fail("copies that nobody waits for");
-  if (!own.stores.empty() || !own.open_stores.empty()) fail("stores that nobody waits for");
   if (!own.open_products.empty() || !own.product_groups.empty()) fail("products that nobody waits for");
   own.done = true;
   --b.alive;

@@ -61,25 +61,6 @@ inline void write_zeros(void* to) {
   std::memset(to, 0, 16);
 }
 
-// Stores happen when they are waited for; until then, nobody else sees them.
-#define OFA_BULK_STORES
-inline void publish_to_bulk_stores() {}
-inline void store_bulk(void* global, const void* shared, int bytes) {
-  if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16 || bytes % 16)
-    emulator::fail("a store that is not aligned to 16 bytes");
-  emulator::fiber().open_stores.push_back({global, shared, bytes});
-}
-inline void commit_bulk_stores() {
-  auto& fiber = emulator::fiber();
-  fiber.stores.insert(fiber.stores.end(), fiber.open_stores.begin(), fiber.open_stores.end());
-  fiber.open_stores.clear();
-}
-inline void wait_for_bulk_stores() {
-  auto& stores = emulator::fiber().stores;
-  for (const auto& store : stores) std::memcpy(store.to, store.from, store.bytes);
-  stores.clear();
-}
-
 struct Half {
   uint16_t bits;
 };
@@ -254,16 +235,14 @@ inline void multiply_tiles(int32_t (&sum)[64], uint64_t left, uint64_t right, bo
   emulator::fiber().open_products.push_back([&sum, left, right, add] { multiply_bytes(sum, left, right, add); });
 }
 
-// An element of an operand that is swizzled by 128 or 32 bytes: a row's, or (`turned`) a line's of so many bytes.
+// An element of an operand whose rows of 128 bytes are swizzled: a row's, or (`turned`) a line's of 64 of them.
 template <class T>
 float element_at(uint64_t operand, int row, int depth, bool turned) {
-  const int code = static_cast<int>(operand >> 62), bytes = code == 1 ? 128 : 32;
-  if ((operand & ~0xc0003fff3fff3fffull) || !(code & 1)) emulator::fail("an operand that is not swizzled");
+  if ((operand & ~0xc0003fff3fff3fffull) || operand >> 62 != 1) emulator::fail("an operand not swizzled by 128 bytes");
   const auto field = [&](int from) { return static_cast<uint32_t>(operand >> from & 0x3fff) << 4; };
-  uint32_t address =
-      field(0) + (turned ? 2 * row / bytes * field(16) + 2 * row % bytes + depth / 8 * field(32) + depth % 8 * bytes
-                         : row / 8 * field(32) + row % 8 * bytes + 2 * depth);
-  address ^= address >> 3 & (bytes - 16);
+  uint32_t address = field(0) + (turned ? row / 64 * field(16) + depth / 8 * field(32) + depth % 8 * 128 + row % 64 * 2
+                                        : row / 8 * field(32) + row % 8 * 128 + depth * 2);
+  address ^= address >> 3 & 0x70;
   T value;
   std::memcpy(&value, dynamic_shared() + (address - dynamic_from), 2);
   return to_float(value);
