@@ -43,7 +43,7 @@ def contest(
     torch.manual_seed(0)
 
     def leaf(*shape, scale=1.0):
-        return torch.randn(*shape).mul_(scale).to(device, getattr(torch, dtype)).requires_grad_()
+        return torch.randn(*shape, device=device).mul_(scale).to(getattr(torch, dtype)).requires_grad_()
 
     hidden, coordinates, basis = (
         leaf(tokens, width),

@@ -45,9 +45,9 @@ def contest(
     torch.manual_seed(0)
     ids = (data.text_ids if text else data.zipf_ids)(tokens, vocabulary).to(device)
     kind = getattr(torch, dtype)
-    coordinates = torch.randn(vocabulary, rank).div_(rank**0.5).to(device, kind).requires_grad_()
-    basis = torch.randn(rank, width).mul_(0.02).to(device, kind).requires_grad_()
-    grad = torch.randn(tokens, width).to(device, kind)
+    coordinates = torch.randn(vocabulary, rank, device=device).div_(rank**0.5).to(kind).requires_grad_()
+    basis = torch.randn(rank, width, device=device).mul_(0.02).to(kind).requires_grad_()
+    grad = torch.randn(tokens, width, device=device).to(kind)
     tables = coordinates, basis
 
     def eager(ids, coordinates, basis):

@@ -168,8 +168,8 @@ def measure(op: str, found: Found) -> None:
     refusals = backends(op, found.device, found.without)
     sizes = sizes_of(op, found.device) | (BACKENDS_ALONE.get(op, {}) if found.device == "cuda" else {})
     found.known |= {"backends": refusals, "ops": {}}
-    for _, contest, result in contests(op, found, sizes):
-        for name in usable(refusals, found.device):
+    for size, contest, result in contests(op, found, sizes):
+        for name in usable(refusals, found.device)[: 1 if size.startswith(SLOW) else None]:
             with found.entry(name, result["failed"]):
                 alone = {OURS: on(name, contest.entries[OURS])}
                 prepared = tuple(alone) if found.device == "cuda" else ()  # else Triton's compiling would count

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -45,7 +46,7 @@ def run(contest: Contest, device: str, rounds: int, seconds: float) -> dict[str,
     Returns for each entry: p20, p50 and p80 in seconds, the rounds, peak extra memory without the results in bytes,
     errors, operations and bytes a second.
     """
-    if contest.prepared:
+    if contest.prepared and "torch._dynamo" in sys.modules:
         torch.compiler.reset()  # or sizes compiled before would count against the limit of recompilations
     for name in contest.prepared:
         contest.entries[name]()

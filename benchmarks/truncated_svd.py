@@ -32,13 +32,13 @@ SPECTRA = {
 }
 
 
-def table(kind: str, n: int, d: int, rank: int, folders: Sequence[Path]) -> torch.Tensor:
+def table(kind: str, n: int, d: int, rank: int, folders: Sequence[Path], device: str = "cpu") -> torch.Tensor:
     if kind not in SPECTRA:
-        return data.vocabulary_table(kind, folders)
-    generator = torch.Generator().manual_seed(0)
-    spectrum = SPECTRA[kind](torch.arange(1, d + 1.0), rank)
-    directions = torch.linalg.qr(torch.randn(d, d, generator=generator)).Q
-    return torch.randn(n, d, generator=generator) @ (directions * spectrum).T
+        return data.vocabulary_table(kind, folders).to(device)
+    generator = torch.Generator(device).manual_seed(0)
+    spectrum = SPECTRA[kind](torch.arange(1, d + 1.0, device=device), rank)
+    directions = torch.linalg.qr(torch.randn(d, d, generator=generator, device=device)).Q
+    return torch.randn(n, d, generator=generator, device=device) @ (directions * spectrum).T
 
 
 def contest(
@@ -51,7 +51,7 @@ def contest(
     folders: Sequence[Path] = (),
 ) -> Contest:
     """``without``: peers that are left out for their time: from six seconds to more than a minute a call."""
-    matrix = table(kind, n, d, rank, folders).to(device)
+    matrix = table(kind, n, d, rank, folders, device)
     n, d = matrix.shape
 
     def lowrank():
