@@ -171,7 +171,7 @@ void cuda_forward(Tensor ids_tensor, Tensor coordinates_tensor, Tensor basis_ten
     const bool whole = left.whole() && right.whole() && reinterpret_cast<uintptr_t>(out) % 16 == 0;
     if constexpr (sizeof(T) == 2) {
       const KeptShape shape(rank);
-      if (whole && shape.shared <= queue.shared_memory()) {
+      if (whole && columns && shape.shared <= queue.shared_memory()) {
         const int64_t blocks = ceil_div<int64_t>(tokens, kept_rows);
         const int64_t wanted = std::clamp<int64_t>((blocks_at_once - 1) / std::max<int64_t>(1, blocks), 1, columns);
         const int64_t share = ceil_div(columns, wanted), splits = ceil_div(columns, share);
@@ -253,7 +253,8 @@ void cuda_backward(Tensor grad_out_tensor, Tensor ids_tensor, int64_t padding_id
     const bool whole = (!wants_coordinates || (work.project.left.whole() && work.project.right.whole())) &&
                        (!wants_basis || (work.basis.left.whole() && work.basis.right.whole()));
     queue.launch("begin_backward", whole ? begin_backward<T, true> : begin_backward<T, false>,
-                 dim3(blocks + work.sorting.wanted), product_threads, begin_bytes<T>, work);
+                 dim3(blocks + work.sorting.wanted), product_threads,
+                 work.sorting.wanted ? begin_bytes<T> : product_bytes<T>, work);
 
     Sums<T> sums{work.sorting.to,
                  scratch.projected.of(0),

@@ -23,7 +23,7 @@ struct Sorting {
 };
 // Whether a block can sort these, the largest of whose keys is the vocabulary's size.
 inline bool fits_a_block(int64_t tokens, int64_t vocabulary) {
-  return tokens <= OFA_SORTED_BY_A_BLOCK && bits_of(vocabulary) <= 2 * digit_bits;
+  return !tokens || (tokens <= OFA_SORTED_BY_A_BLOCK && bits_of(vocabulary) <= 2 * digit_bits);
 }
 
 // The upper half of a word is a digit, and the lower half moves with it. Of the warp's words [begin, end) the digits

@@ -27,6 +27,7 @@ SHAPES = {  # ids' shape, V, R, D
     "panels": ((449,), 1000, 64, 96),
     "one token": ((1,), 1, 1, 1),
     "no tokens": ((0, 4), 5, 2, 3),
+    "no tokens, many ids": ((0,), 1 << 20, 1, 2),
     "scalar ids": ((), 9, 4, 33),
     "wide": ((250,), 40, 130, 300),
     "even": ((300,), 40, 136, 392),
@@ -53,6 +54,18 @@ def make(shape, v, r, d, dtype=torch.float64):
 def test_values(name, dtype, shape):
     with use(name):
         values(factorized_embedding, reference.factorized_embedding, make(*SHAPES[shape]), dtype)
+
+
+@pytest.mark.parametrize(("tokens", "rank", "width"), [(9, 8, 0), (9, 0, 5), (0, 8, 0)])
+def test_a_basis_without_entries(tokens, rank, width, device):
+    """Which no kernel takes, so that none has to divide by its sizes."""
+    ids, *tables = (t.detach().to(device) for t in make((tokens,), 11, rank, width, torch.bfloat16))
+    for table in tables:
+        table.requires_grad_()
+    out = factorized_embedding(ids, *tables)
+    grads = torch.autograd.grad(out.sum(), tables)
+    assert out.shape == (tokens, width) and not out.any()
+    assert all(grad.shape == table.shape and not grad.any() for grad, table in zip(grads, tables, strict=True))
 
 
 @on_every_backend

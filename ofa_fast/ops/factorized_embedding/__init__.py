@@ -104,10 +104,17 @@ def _backward_cuda(grad, ids, coordinates, basis, padding_idx, sparse, needs):
     return grad_coordinates, grad_basis
 
 
-def _gpu_limit(ids, coordinates):
+def _limit(ids, coordinates, basis):
+    return None if basis.numel() else f"it takes a basis with entries, got one of shape {tuple(basis.shape)}"
+
+
+def _gpu_limit(ids, coordinates, basis):
     """Kernels count tokens, and CUDA C++ also rows, in 32 bits."""
     rows = max(len(ids), len(coordinates))
-    return f"it takes fewer than 2^31 rows, got {rows}" if rows >= 1 << 31 else None
+    return f"it takes fewer than 2^31 rows, got {rows}" if rows >= 1 << 31 else _limit(ids, coordinates, basis)
+
+
+_LIMITS = {"cpu": _limit, "cuda": _gpu_limit, "triton": _gpu_limit}
 
 
 def _forward_reference(ids, coordinates, basis):
@@ -143,7 +150,7 @@ _forward = Op(
         "triton": on_first_use(f"{__name__}.triton", "forward"),
         "reference": _forward_reference,
     },
-    limits=dict.fromkeys(("cuda", "triton"), lambda ids, coordinates, *_: _gpu_limit(ids, coordinates)),
+    limits=_LIMITS,
 )
 # Gradients of coordinates, if sparse a coalesced sparse_coo tensor, and of basis, without what padding_idx (-1: none)
 # adds to them; those that `needs` does not ask for are empty.
@@ -157,7 +164,7 @@ _backward = Op(
         "triton": on_first_use(f"{__name__}.triton", "backward"),
         "reference": _backward_reference,
     },
-    limits=dict.fromkeys(("cuda", "triton"), lambda grad, ids, coordinates, *_: _gpu_limit(ids, coordinates)),
+    limits={name: lambda _, *tables, limit=limit: limit(*tables[:3]) for name, limit in _LIMITS.items()},
 )
 
 
