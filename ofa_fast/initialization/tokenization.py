@@ -50,24 +50,25 @@ def _tokens_in_order(tokenizer) -> list[str] | None:
     added = {index: token.content for index, token in backend.get_added_tokens_decoder().items()}
     below = {index: backend.model.id_to_token(index) for index in added}
     size = backend.get_vocab_size(with_added_tokens=False) + sum(token is None for token in below.values())
+    if size <= max(added, default=0):
+        return None
     tokens = list(map(backend.id_to_token, range(size)))
+    for index, token in added.items():  # a normalized one is not told as it was written
+        tokens[index] = token
     hidden = any(token not in (None, added[index]) for index, token in below.items())
-    in_order = size > max(added, default=0) and None not in tokens and len(set(tokens)) == size and not hidden
-    return tokens if in_order else None
+    return tokens if None not in tokens and len(set(tokens)) == size and not hidden else None
 
 
-def decoded(tokenizer, ids: Sequence[int], tokens: Sequence[str | None]) -> list[str]:
-    """What ``decode`` gives for each of the ids alone; ``tokens`` are those by id."""
+def decoded(tokenizer, ids: Sequence[int]) -> list[str]:
+    """What ``decode`` gives for each of the ids alone."""
     if not _is_plain_rust(tokenizer, "batch_decode", "decode", "_decode", "clean_up_tokenization"):
         return tokenizer.batch_decode([[index] for index in ids])
-    backend = tokenizer.backend_tokenizer
-    if backend.decoder is None:  # tokens with spaces between them
-        texts = [tokens[index] for index in ids]
-    else:
-        texts = backend.decode_batch([[index] for index in ids], skip_special_tokens=False)
+    texts = tokenizer.backend_tokenizer.decode_batch([[index] for index in ids], skip_special_tokens=False)
     if tokenizer.clean_up_tokenization_spaces:  # and nothing else
         spaced = [place for place, text in enumerate(texts) if " " in text]
-        for place, text in zip(spaced, tokenizer.batch_decode([[ids[place]] for place in spaced]), strict=True):
+        # Of an empty batch, transformers 5.0 makes one text.
+        cleaned = tokenizer.batch_decode([[ids[place]] for place in spaced]) if spaced else []
+        for place, text in zip(spaced, cleaned, strict=True):
             texts[place] = text
     return texts
 

@@ -66,8 +66,8 @@ def _bytes(text: bytes) -> torch.Tensor:
 def _told(backend) -> dict:
     """The tokenizer's JSON. Of the lists in it, one a piece, the collector would look at all again and again."""
     collects = gc.isenabled()
-    gc.disable()
     try:
+        gc.disable()
         return json.loads(backend.to_str())
     finally:
         if collects:

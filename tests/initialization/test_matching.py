@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from ofa_fast.initialization import match_vocabularies
 from ofa_fast.initialization.matching import read_vocabulary, vocabulary_kind
 from ofa_fast.initialization.tokenization import decoded, normalizer, tokens_by_id
 
+NORMALIZERS = [normalizers.Lowercase(), normalizers.Prepend("▁"), normalizers.Prepend("▁")]
+DECODERS = [decoders.WordPiece(), decoders.Metaspace(), None]
 FILLER = {"##": [f"##filler{i}" for i in range(120)], "▁": [f"▁filler{i}" for i in range(120)], "": []}
 
 
@@ -76,7 +78,14 @@ def of_all_kinds(tokenizers) -> list[PreTrainedTokenizerFast]:
     hidden = json.loads(odd.backend_tokenizer.to_str())
     hidden["added_tokens"][0] |= {"id": 1}
     hidden = PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(hidden)))
-    return [*tokenizers.values(), odd, gaps, hidden]
+    return [*tokenizers.values(), odd, gaps, hidden, *map(with_normalized_tokens, NORMALIZERS, DECODERS)]
+
+
+def with_normalized_tokens(normalizer, decoder) -> PreTrainedTokenizerFast:
+    made = tokenizer_of(["[UNK]", "a b"])
+    made.backend_tokenizer.normalizer, made.backend_tokenizer.decoder = normalizer, decoder
+    made.add_tokens(["Polish", "x ."])
+    return made
 
 
 def test_tokens_and_what_they_decode_to_are_those_of_the_tokenizer(tokenizers):
@@ -87,7 +96,15 @@ def test_tokens_and_what_they_decode_to_are_those_of_the_tokenizer(tokenizers):
         assert all(vocabulary[tokens[index]] == index for index in ids)
         for tidy in (False, True):
             tokenizer.clean_up_tokenization_spaces = tidy
-            assert decoded(tokenizer, ids, tokens) == [tokenizer.decode([index]) for index in ids]
+            assert decoded(tokenizer, ids) == [tokenizer.decode([index]) for index in ids]
+
+
+def test_texts_without_spaces_are_not_cleaned_of_them(monkeypatch):
+    tokenizer = tokenizer_of(["[UNK]", "a"], clean_up_tokenization_spaces=True)
+    plain = PreTrainedTokenizerFast.batch_decode
+    # So it is in transformers 5.0.
+    monkeypatch.setattr(PreTrainedTokenizerFast, "batch_decode", lambda own, ids: plain(own, ids) if ids else [""])
+    assert decoded(tokenizer, [0, 1]) == ["[UNK]", "a"]
 
 
 @pytest.mark.parametrize(

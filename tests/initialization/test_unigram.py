@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 
 import pytest
@@ -52,6 +53,19 @@ def test_other_kinds_of_tokenizers_have_no_native_form():
     first.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
     assert native_unigram(first) is None
     assert native_unigram(Tokenizer(models.BPE())) is None
+
+
+def test_an_interrupt_leaves_the_garbage_collector_on(monkeypatch):
+    disable = gc.disable
+
+    def interrupted() -> None:
+        disable()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(gc, "disable", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        native_unigram(tokenizer([("<unk>", 0.0), ("▁a", -1.0)]))
+    assert gc.isenabled()
 
 
 def test_the_native_functions_refuse_what_does_not_fit():
