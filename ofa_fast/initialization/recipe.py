@@ -133,90 +133,96 @@ def initialize(
             parity,
         )
         columns = min(processes.exchange(columns_within(budget, need)))
-        stages = Stages(table, compared, parity, progress, processes, kept, columns, of_words)
         bias = None if parity else arguments.source_bias_of(source_bias, len(source_embeddings), len(table))
 
-    origin = torch.full((len(sources),), RANDOM, dtype=torch.uint8)
-    origin[sources >= 0] = COPIED
-    found = torch.full((len(sources), how.neighbors), -1)
-    weights = torch.zeros(len(sources), how.neighbors)
-    similarities = torch.zeros(len(sources), how.neighbors, dtype=torch.float16)
-    counts = {"source_tokens": len(source_tokenizer), "target_tokens": len(target_tokenizer)}
-    if how.keys:
-        with report.timed(seconds, "subword_vectors"):
-            target_vectors, target_key = stages.subwords(target, languages[1], "Target vectors", part)
-            queries = target_vectors.ne(0).any(1)
-            counts["target_tokens_with_vector"] = sum(processes.exchange(int(queries.sum())))
-            if how.keys == "source":
-                key_vectors, source_key = stages.subwords(source, languages[0], "Source vectors", slice(None))
-                key_rows = torch.arange(len(key_vectors))
-                counts["source_tokens_with_vector"] = int(key_vectors.ne(0).any(1).sum())
-            else:
-                copied = (queries & (sources[: len(queries)] >= 0)).nonzero().flatten()
-                shared = processes.exchange((target_vectors[copied], sources[copied]))
-                key_vectors, key_rows = map(torch.cat, zip(*shared, strict=True))
-                source_key = kept and report.array_sha256(key_vectors)
-        with report.timed(seconds, "neighbor_search"):
-            # The published search ranks sources without a vector too, with cosine 0.
-            keys = torch.ones(len(key_vectors), dtype=torch.bool) if parity else key_vectors.ne(0).any(1)
-            # Special tokens have no vector, so that they are copied whole.
-            mixed = (sources[: len(queries)] < 0) | (share < 1)
-            queries = (queries & mixed).nonzero().flatten()
-            if keys.any():
-                keys = keys.nonzero().flatten()
-                scores, among = stages.neighbors(
-                    target_vectors, queries, key_vectors, keys, how.neighbors, table.device, [target_key, source_key]
-                )
-                copies = origin[queries] == COPIED
-                origin[queries[~copies]] = SIMILAR
-                found[queries] = torch.where(among >= 0, key_rows[keys][among.clamp_min(0)], -1)
-                weights[queries] = weigh(scores, how.temperature, how.weighting)
-                weights[queries[copies]] *= 1 - share
-                similarities[queries] = torch.where(among >= 0, scores, 0.0).to(similarities.dtype)
-            del key_vectors, target_vectors
+    with Stages(table, compared, parity, progress, processes, kept, columns, of_words) as stages:
+        origin = torch.full((len(sources),), RANDOM, dtype=torch.uint8)
+        origin[sources >= 0] = COPIED
+        found = torch.full((len(sources), how.neighbors), -1)
+        weights = torch.zeros(len(sources), how.neighbors)
+        similarities = torch.zeros(len(sources), how.neighbors, dtype=torch.float16)
+        counts = {"source_tokens": len(source_tokenizer), "target_tokens": len(target_tokenizer)}
+        if how.keys:
+            with report.timed(seconds, "subword_vectors"):
+                target_vectors, target_key = stages.subwords(target, languages[1], "Target vectors", part)
+                queries = target_vectors.ne(0).any(1)
+                counts["target_tokens_with_vector"] = sum(processes.exchange(int(queries.sum())))
+                if how.keys == "source":
+                    key_vectors, source_key = stages.subwords(source, languages[0], "Source vectors", slice(None))
+                    key_rows = torch.arange(len(key_vectors))
+                    counts["source_tokens_with_vector"] = int(key_vectors.ne(0).any(1).sum())
+                else:
+                    copied = (queries & (sources[: len(queries)] >= 0)).nonzero().flatten()
+                    shared = processes.exchange((target_vectors[copied], sources[copied]))
+                    key_vectors, key_rows = map(torch.cat, zip(*shared, strict=True))
+                    source_key = kept and report.array_sha256(key_vectors)
+            with report.timed(seconds, "neighbor_search"):
+                # The published search ranks sources without a vector too, with cosine 0.
+                keys = torch.ones(len(key_vectors), dtype=torch.bool) if parity else key_vectors.ne(0).any(1)
+                # Special tokens have no vector, so that they are copied whole.
+                mixed = (sources[: len(queries)] < 0) | (share < 1)
+                queries = (queries & mixed).nonzero().flatten()
+                if keys.any():
+                    keys = keys.nonzero().flatten()
+                    scores, among = stages.neighbors(
+                        target_vectors,
+                        queries,
+                        key_vectors,
+                        keys,
+                        how.neighbors,
+                        table.device,
+                        [target_key, source_key],
+                    )
+                    copies = origin[queries] == COPIED
+                    origin[queries[~copies]] = SIMILAR
+                    found[queries] = torch.where(among >= 0, key_rows[keys][among.clamp_min(0)], -1)
+                    weights[queries] = weigh(scores, how.temperature, how.weighting)
+                    weights[queries[copies]] *= 1 - share
+                    similarities[queries] = torch.where(among >= 0, scores, 0.0).to(similarities.dtype)
+                del key_vectors, target_vectors
 
-    with report.timed(seconds, "svd"):
-        factors, spectrum = stages.factors(ranks)
-    chosen, rest = (origin, sources, found, weights), "published" if parity else how.rest
-    rows_of, seconds_of = [], []
-    for r in ranks:
-        seconds_of.append({})
-        with report.timed(seconds_of[-1], "rows"):
-            coordinates = factors[r][0]
-            rows_of.append(processes.gather(make_rows(coordinates, *chosen, rest, seed, part.start), rows))
-    # Random rows get the mean bias, not a draw: a random bias would favour some tokens from the first step on.
-    new_bias = None if bias is None else processes.gather(make_rows(bias[:, None], *chosen, "mean")[:, 0], rows)
-    origin, sources, found, weights, similarities = (processes.gather(own, rows) for own in (*chosen, similarities))
-    if processes.rank:
-        return None
-    with report.timed(seconds, "report"):
-        counts |= {"rows": rows, "padding_rows": rows - len(target.tokens)}
-        counts |= dict(zip(ORIGINS, torch.bincount(origin, minlength=len(ORIGINS)).tolist(), strict=True))
-        shared = {
-            "method": method,
-            "parity": parity,
-            "neighbors": how.neighbors,
-            "temperature": how.temperature,
-            "weighting": how.weighting,
-            "fuzzy": fuzzy,
-            "copied_share": share,
-            "word_weights": word_weights if word_weights is None or isinstance(word_weights, str) else "given",
-            "seed": int(seed),
-            "counts": counts,
-            "scripts": report.coverage(target.texts, origin.numpy()),
-            "explained_variance_by_rank": spectrum,
-            "versions": report.versions(),
-            "sha256": {
-                "source_embeddings": stages.sha256("source_embeddings"),
-                "source_tokenizer": tokenization.sha256(source_tokenizer),
-                "target_tokenizer": tokenization.sha256(target_tokenizer),
-                "word_vectors": stages.sha256("word_vectors"),
-            },
-        }
-        rows_by = (origin, sources, found, weights, similarities)
-        shared |= diagnosis.diagnose(source, target, *(own.numpy() for own in rows_by), how.keys and word_vectors)
-        shared |= {"warnings": diagnosis.warnings_of(shared), "thresholds": diagnosis.THRESHOLDS}
-        tokens = [[diagnosis.display(text) for text in vocabulary.texts] for vocabulary in (source, target)]
+        with report.timed(seconds, "svd"):
+            factors, spectrum = stages.factors(ranks)
+        chosen, rest = (origin, sources, found, weights), "published" if parity else how.rest
+        rows_of, seconds_of = [], []
+        for r in ranks:
+            seconds_of.append({})
+            with report.timed(seconds_of[-1], "rows"):
+                coordinates = factors[r][0]
+                rows_of.append(processes.gather(make_rows(coordinates, *chosen, rest, seed, part.start), rows))
+        # Random rows get the mean bias, not a draw: a random bias would favour some tokens from the first step on.
+        new_bias = None if bias is None else processes.gather(make_rows(bias[:, None], *chosen, "mean")[:, 0], rows)
+        origin, sources, found, weights, similarities = (processes.gather(own, rows) for own in (*chosen, similarities))
+        if processes.rank:
+            return None
+        with report.timed(seconds, "report"):
+            counts |= {"rows": rows, "padding_rows": rows - len(target.tokens)}
+            counts |= dict(zip(ORIGINS, torch.bincount(origin, minlength=len(ORIGINS)).tolist(), strict=True))
+            shared = {
+                "method": method,
+                "parity": parity,
+                "neighbors": how.neighbors,
+                "temperature": how.temperature,
+                "weighting": how.weighting,
+                "fuzzy": fuzzy,
+                "copied_share": share,
+                "word_weights": word_weights if word_weights is None or isinstance(word_weights, str) else "given",
+                "seed": int(seed),
+                "counts": counts,
+                "scripts": report.coverage(target.texts, origin.numpy()),
+                "explained_variance_by_rank": spectrum,
+                "versions": report.versions(),
+                "sha256": {
+                    "source_embeddings": stages.sha256("source_embeddings"),
+                    "source_tokenizer": tokenization.sha256(source_tokenizer),
+                    "target_tokenizer": tokenization.sha256(target_tokenizer),
+                    "word_vectors": stages.sha256("word_vectors"),
+                },
+            }
+            rows_by = (origin, sources, found, weights, similarities)
+            shared |= diagnosis.diagnose(source, target, *(own.numpy() for own in rows_by), how.keys and word_vectors)
+            shared |= {"warnings": diagnosis.warnings_of(shared), "thresholds": diagnosis.THRESHOLDS}
+            tokens = [[diagnosis.display(text) for text in vocabulary.texts] for vocabulary in (source, target)]
 
     results = []
     for r, new_rows, own_seconds in zip(ranks, rows_of, seconds_of, strict=True):

@@ -7,9 +7,11 @@ import platform
 import time
 import unicodedata
 from collections.abc import Iterator
+from concurrent.futures import CancelledError
 from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import version
+from threading import Event
 
 import numpy as np
 import torch
@@ -82,11 +84,17 @@ def parameters(rows: int, rank: int, dim: int, factorized: bool) -> dict:
     return {"factorized": stored, "dense": rows * dim, "ratio": round(stored / (rows * dim), 6)}
 
 
-def array_sha256(array: np.ndarray | torch.Tensor) -> str:
-    """Of the bytes, in row order, read a piece at a time: a memory map stays on disk, a GPU's table there."""
+def array_sha256(array: np.ndarray | torch.Tensor, over: Event | None = None) -> str:
+    """Of the bytes, in row order, read a piece at a time: a memory map stays on disk, a GPU's table there.
+
+    Raises:
+        CancelledError: ``over`` was set.
+    """
     digest = hashlib.sha256()
     step = max(1, (1 << 24) // max(1, array[:1].nbytes))
     for begin in range(0, len(array), step):
+        if over is not None and over.is_set():
+            raise CancelledError
         piece = array[begin : begin + step]
         if isinstance(piece, torch.Tensor):
             piece = piece.detach().cpu().contiguous().view(torch.uint8).numpy()
@@ -94,9 +102,9 @@ def array_sha256(array: np.ndarray | torch.Tensor) -> str:
     return digest.hexdigest()
 
 
-def word_vectors_sha256(word_vectors) -> str:
+def word_vectors_sha256(word_vectors, over: Event | None = None) -> str:
     digest = hashlib.sha256("\n".join(word_vectors.keys).encode("utf-8", "surrogatepass"))
-    digest.update(array_sha256(word_vectors.vectors).encode())
+    digest.update(array_sha256(word_vectors.vectors, over).encode())
     return digest.hexdigest()
 
 

@@ -77,9 +77,13 @@ def _normal(out: torch.Tensor, random: torch.Tensor, table: torch.Tensor, seed: 
 
     def draw(stream: tuple[int, np.ndarray]) -> None:
         rows, within, normal = _drawn(*stream, table.shape[1], seed, first_row)
-        out.numpy()[rows] = normal[within] * std + mean
+        normal = normal[within]
+        normal *= std
+        normal += mean
+        out.numpy()[rows] = normal
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as workers:
+    # Each holds two blocks, which ``needs`` does not count.
+    with ThreadPoolExecutor(min(8, torch.get_num_threads())) as workers:
         list(workers.map(draw, _streams(random, first_row)))
 
 

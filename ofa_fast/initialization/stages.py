@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from threading import Event
 
 import numpy as np
 import torch
@@ -54,14 +55,24 @@ class Stages:
     def __post_init__(self) -> None:
         self._words: tuple[set[str] | None, WordList] | None = None
         self._hashes: dict[str, Future] = {}
+        self._hashing, self._over = ThreadPoolExecutor(1), Event()
+
+    def __enter__(self) -> Stages:
         if self.processes.rank and self.cache is None:
-            return
+            return self
         # Python runs on while another thread reads all that memory.
-        hashing = ThreadPoolExecutor(1)
+        submit, over = self._hashing.submit, self._over
         if self.word_vectors is not None:
-            self._hashes["word_vectors"] = hashing.submit(report.word_vectors_sha256, self.word_vectors)
-        self._hashes["source_embeddings"] = hashing.submit(report.array_sha256, self.table)
-        hashing.shutdown(wait=False)
+            self._hashes["word_vectors"] = submit(report.word_vectors_sha256, self.word_vectors, over)
+        # That thread has a current stream of its own.
+        made = torch.cuda.current_stream(self.table.device).record_event() if self.table.is_cuda else None
+        self._hashes["source_embeddings"] = submit(_table_sha256, self.table, made, over)
+        return self
+
+    def __exit__(self, *error) -> None:
+        """The caller's memory is not read any more after this."""
+        self._over.set()
+        self._hashing.shutdown(cancel_futures=True)
 
     def sha256(self, name: str) -> str | None:
         """Of the ``word_vectors`` or the ``source_embeddings``."""
@@ -164,6 +175,12 @@ class Stages:
             explained = min(1.0, float(energy[r - 1]) / total) if total else 1.0
             found[r] = u[:, :r].contiguous(), s[:r, None] * vh[:r], explained
         return found, [round(min(1.0, value), 6) for value in (energy / (total or 1.0)).tolist()]
+
+
+def _table_sha256(table: torch.Tensor, made: torch.cuda.Event | None, over: Event) -> str:
+    if made is not None:
+        torch.cuda.current_stream(table.device).wait_event(made)
+    return report.array_sha256(table, over)
 
 
 def _hash(rows: torch.Tensor) -> str:

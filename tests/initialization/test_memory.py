@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
 import torch
 
-from ofa_fast.initialization import WordVectors, estimate, initialize, memory, subword_vectors
+from ofa_fast.initialization import WordVectors, estimate, initialize, memory, rows, subword_vectors
 from ofa_fast.initialization.memory import Needs, columns_within, parse_memory
 
 
@@ -65,6 +66,7 @@ def test_results_under_a_budget_are_those_without(tokenizers, word_vectors, monk
 
 BUDGET = """
 import sys
+import tracemalloc
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -111,3 +113,20 @@ def test_the_estimate_is_least_with_a_small_budget(tokenizers, word_vectors):
     whole = estimate((900, 32), both, word_vectors)
     small = estimate((900, 32), both, word_vectors, memory=1)
     assert small["peak"] == whole["least"] <= whole["peak"]
+
+
+def test_random_rows_take_the_memory_of_few_blocks_and_are_those_of_one_thread(monkeypatch):
+    table = torch.randn(50, 256, generator=torch.Generator().manual_seed(0)) + 1
+    ids, out, block = torch.arange(64 * rows.ROWS_PER_STREAM), {}, rows.ROWS_PER_STREAM * 256 * 4
+    for threads in (1, 64):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        out[threads] = torch.empty(len(ids), 256)
+        tracemalloc.start()
+        rows.DRAWS["normal"](out[threads], ids, table, 0, 0)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < (2 * min(threads, 8) + 1) * block
+    mean, std = (moment.float().numpy() for moment in (table.double().mean(0), table.double().std(0, correction=0)))
+    normal = np.random.default_rng([0, 63]).standard_normal((rows.ROWS_PER_STREAM, 256), dtype=np.float32)
+    assert np.array_equal(out[64][-rows.ROWS_PER_STREAM :].numpy(), normal * std + mean)
+    assert torch.equal(out[1], out[64])

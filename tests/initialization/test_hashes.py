@@ -1,0 +1,64 @@
+"""Hashes of the inputs, which another thread makes in the meantime."""
+
+from __future__ import annotations
+
+from concurrent.futures import CancelledError
+from threading import Event
+
+import numpy as np
+import pytest
+import torch
+
+from ofa_fast.initialization import initialize, recipe, report
+from ofa_fast.initialization.sharing import Processes
+from ofa_fast.initialization.stages import Stages
+
+
+def test_no_hash_begins_before_the_checks_or_outlives_an_error(tokenizers, word_vectors, monkeypatch):
+    begun, ended = [], []
+
+    def read(array, over=None) -> str:
+        begun.append(array)
+        over.wait(60)
+        ended.append(array)
+        return ""
+
+    def interrupted(*args) -> None:
+        raise KeyboardInterrupt
+
+    source = tokenizers["wordpiece"]
+    inputs = torch.ones(len(source), 32), source, tokenizers["metaspace"], word_vectors
+    monkeypatch.setattr(report, "array_sha256", read)
+    monkeypatch.setattr(recipe, "make_rows", interrupted)
+    with pytest.raises(ValueError, match="source_bias must be"):
+        initialize(*inputs, rank=8, source_bias=torch.zeros(3))
+    assert not begun
+    with pytest.raises(KeyboardInterrupt):
+        initialize(*inputs, rank=8)
+    assert begun and len(begun) == len(ended)
+
+
+def test_a_hash_ends_between_two_pieces():
+    over = Event()
+
+    class Pieces(np.ndarray):
+        def __getitem__(self, rows):
+            if rows.start:
+                over.set()
+            return super().__getitem__(rows)
+
+    with pytest.raises(CancelledError):
+        report.array_sha256(np.zeros((4, 1 << 22), np.float32).view(Pieces), over)
+
+
+def test_a_table_is_hashed_when_the_stream_of_the_caller_has_made_it(device):
+    if device != "cuda":
+        pytest.skip("of the streams of a GPU")
+    table = torch.ones(1000, 32).pin_memory()
+    made = torch.zeros_like(table, device=device)
+    torch.cuda.synchronize()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        torch.cuda._sleep(1_000_000_000)
+        made.copy_(table, non_blocking=True)
+        with Stages(made, None, parity=False, progress=False, processes=Processes()) as stages:
+            assert stages.sha256("source_embeddings") == report.array_sha256(table)
