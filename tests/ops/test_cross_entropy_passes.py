@@ -22,9 +22,8 @@ def _step(rank, dtype=torch.bfloat16):
     return native_step(torch.zeros(4, rank, dtype=dtype, device=DEVICE))
 
 
-pytestmark = pytest.mark.skipif(
-    "triton" not in BACKENDS or not _step(8), reason="there is no GPU of compute capability 9.0"
-)
+if "triton" not in BACKENDS or not _step(8):
+    pytest.skip("there is no GPU of compute capability 9.0", allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)
