@@ -102,21 +102,6 @@ OFA_PRODUCTS(Bfloat, "bf16.bf16")
 
 #endif
 
-// Two numbers in a register, the first in its lower half.
-template <class T>
-__device__ uint32_t pack(float first, float second);
-template <>
-__device__ inline uint32_t pack<Half>(float first, float second) {
-  uint32_t result;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(second), "f"(first));
-  return result;
-}
-template <>
-__device__ inline uint32_t pack<Bfloat>(float first, float second) {
-  uint32_t result;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(second), "f"(first));
-  return result;
-}
 // 2^x, to 22 bits; less than 2^-126 is 0.
 __device__ inline float power_of_two(float x) {
   float result;

@@ -140,7 +140,7 @@ __global__ void __launch_bounds__(pass_threads, 1) backward_pass(const __grid_co
           const int column = 8 * j + lane % 4 * 2;
           if (column < a.rank)
             *reinterpret_cast<uint32_t*>(to + column) =
-                pack<typename S::T>(sums[4 * j + 2 * r] * scale, sums[4 * j + 2 * r + 1] * scale);
+                from_floats<typename S::T>(sums[4 * j + 2 * r] * scale, sums[4 * j + 2 * r + 1] * scale);
         }
       }
     }

@@ -156,7 +156,8 @@ __device__ void multiply_weights(float (&sums)[S::sums / 2], const uint32_t (&we
 template <class S>
 __device__ void pack_weights(uint32_t (&weights)[S::step / 16][4], const float (&values)[S::step / 2]) {
 #  pragma unroll
-  for (int i = 0; i < S::step / 4; ++i) weights[i / 4][i % 4] = pack<typename S::T>(values[2 * i], values[2 * i + 1]);
+  for (int i = 0; i < S::step / 4; ++i)
+    weights[i / 4][i % 4] = from_floats<typename S::T>(values[2 * i], values[2 * i + 1]);
 }
 
 // By a warpgroup, on `tiles` tiles, at least one. `weigh(scores, tile, stage)` makes weights of scores, in place, and

@@ -83,10 +83,6 @@ struct Warpgroup {
   }
 };
 
-template <class T>
-uint32_t pack(float first, float second) {
-  return from_float<T>(first).bits | static_cast<uint32_t>(from_float<T>(second).bits) << 16;
-}
 inline float power_of_two(float x) { return std::exp2(x); }
 
 }  // namespace ofa
