@@ -168,9 +168,10 @@ def main() -> None:
             layer = [] if args.small else [of_middle_layer(tasks[0], source)]
             options = {"tasks": [*tasks, *layer], "points": points, **common, **TRAINING, **size.training}
         study[part] = compare(source=source, arms=arms, out=out / part, title=f"The study: {part}", **options)
-        if part == "mono" and args.extras:
+        learned = fine_tuned_of(args.data, texts) if part == "mono" and args.extras else []
+        if learned:
             chosen = [arm for arm in arms if arm.recipe.name in EXTRA and arm.rank == 100]
-            more = options | {"tasks": fine_tuned_of(args.data, texts)}
+            more = options | {"tasks": learned}
             study["fine-tuned"] = compare(source=source, arms=chosen, out=out / part, title="Fine-tuned", **more)
             compare(source=source, arms=arms, out=out / part, title=f"The study: {part}", **options)  # its own pages
         with atomic_file(out / "study.json") as file:
@@ -227,6 +228,9 @@ class Prepared:
 
     def __init__(self, folder: Path, references: Path, texts: dict[str, Path], size: Size) -> None:
         self.folder, self.texts, self.size = folder, texts, size
+        made_of = {path.stem for path in (folder / "verses").glob("*.txt")}
+        if made_of and made_of != set(texts):
+            raise SystemExit(f"{folder} was made of {', '.join(sorted(made_of))}; give another --out, or delete it")
         books = np.array([line.split()[0] for line in references.read_text("utf-8").splitlines()])
         self.held_out, loss = np.flatnonzero(np.isin(books, HELD_OUT)), np.flatnonzero(np.isin(books, LOSS))
         self.seen = np.flatnonzero(~np.isin(books, HELD_OUT + LOSS))

@@ -36,8 +36,7 @@ def prepare(
     corpus = read_labelled(data, source, languages, bible)
     classes = sorted(set(corpus.train.labels))
     number = {label: i for i, label in enumerate(classes)}
-    test = {language: texts for language, texts in corpus.test.items() if texts.texts}
-    for language, texts in {f"{corpus.source} (dev)": corpus.dev or Texts(), **test}.items():
+    for language, texts in {f"{corpus.source} (dev)": corpus.dev or Texts(), **corpus.test}.items():
         unknown = sorted(set(texts.labels) - set(classes))
         if unknown:
             raise ValueError(f"data: {language} has the label {unknown[0]!r}, which no training text has")
@@ -64,7 +63,7 @@ def prepare(
         train = [Example(*pair) for pair in zip(encoded(corpus.train), gold(corpus.train).tolist(), strict=True)]
         tuning = finetune(network, train, recipe, seed, dev_score if corpus.dev else None, progress)
         measured = {}
-        for language, texts in test.items():
+        for language, texts in corpus.test.items():
             right, guessed = gold(texts), predicted(encoded(texts))
             numbers = {
                 "macro_f1": metrics.f1_score(right, guessed, average="macro"),
@@ -76,4 +75,4 @@ def prepare(
         return measured, tuning
 
     settings = {"labels": classes, "max_length": max_length, "recipe": vars(recipe)}
-    return Task("macro_f1", macro_f1, corpus.source, settings, measure)
+    return Task("macro_f1", macro_f1, corpus.source, settings, measure, corpus)

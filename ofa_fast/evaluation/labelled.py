@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ofa_fast._text import read_lines
+from ofa_fast._text import read_lines, read_table
 from ofa_fast.evaluation.languages import find_language
-from ofa_fast.evaluation.parallel import RANGE
+from ofa_fast.evaluation.parallel import RANGE, line_aligned
 
 SPLITS = ("train", "dev", "test")
 _TEXT, _LABEL = ("text", "sentence", "verse"), ("category", "label", "class")
@@ -25,10 +24,16 @@ class Texts:
     labels: list[str] = field(default_factory=list)
     dropped: int = 0
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
 
 @dataclass(frozen=True)
 class Labelled:
-    """``train`` and ``dev`` (None if there is none) of ``source``, and the ``test`` part of every language."""
+    """``train`` and ``dev`` (None if there is none) of ``source``, and the ``test`` part of every language.
+
+    None of them is empty: a language without a labelled test item is not there.
+    """
 
     source: str
     train: object
@@ -67,7 +72,8 @@ def read_labelled(
         read = _read_table
     elif (data / "train.tsv").exists():
         verses = _Verses(data, bible)
-        files = {language: {split: data / f"{split}.tsv" for split in SPLITS} for language in verses.files}
+        splits = {split: data / f"{split}.tsv" for split in SPLITS if (data / f"{split}.tsv").exists()}
+        files = dict.fromkeys(verses.files, splits)
         read = verses.read
     else:
         raise ValueError(
@@ -88,7 +94,16 @@ def read_splits(files: dict[str, dict[str, Path]], read, source: str, languages:
         tested = {find_language(tested, language, data) for language in languages} | ({source} & set(tested))
     parts = {split: read(files[source][split], source) for split in ("train", "dev") if split in files[source]}
     test = {language: read(files[language]["test"], language) for language in sorted(tested)}
-    return Labelled(source, parts["train"], parts.get("dev"), test)
+    if not len(parts["train"]):
+        raise ValueError(f"data: the training part of {source} in {data} has no labelled text")
+    if languages is not None:
+        for language, part in test.items():
+            if not len(part) and language != source:
+                raise ValueError(f"data: the test part of {language} in {data} has no labelled text")
+    test = {language: part for language, part in test.items() if len(part)}
+    if not test:
+        raise ValueError(f"data: {data} has no test part with labelled text")
+    return Labelled(source, parts["train"], parts.get("dev") or None, test)
 
 
 def _folders(data: Path) -> dict[str, dict[str, Path]]:
@@ -110,6 +125,7 @@ def _named_files(data: Path) -> dict[str, dict[str, Path]]:
 
 
 def _column(header: list[str], names: Sequence[str], path: Path) -> int:
+    header = [cell.strip() for cell in header]
     for name in names:
         if name in header:
             return header.index(name)
@@ -117,17 +133,16 @@ def _column(header: list[str], names: Sequence[str], path: Path) -> int:
 
 
 def _read_table(path: Path, language: str) -> Texts:
-    rows = csv.reader(read_lines(path, "data"), delimiter="\t")
-    text, label = 2, 1  # of Taxi1500: id, label, verse
-    if re.fullmatch(r"(train|dev|test)\.tsv", path.name):
-        header = next(rows, [])
+    text, label = 2, 1  # of Taxi1500: id, label, verse, written as they are
+    with_header = path.stem in SPLITS
+    rows = read_table(path, "data", quoted=with_header)
+    if with_header:
+        _, header = next(rows, (1, []))
         text, label = _column(header, _TEXT, path), _column(header, _LABEL, path)
     pairs = []
-    for row in rows:
-        if not row:
-            continue
+    for number, row in rows:
         if len(row) <= label:
-            raise ValueError(f"data: {path}, line {rows.line_num}: {len(row)} columns, expected {max(text, label) + 1}")
+            raise ValueError(f"data: {path}, line {number}: {len(row)} columns, expected {max(text, label) + 1}")
         pairs.append((row[text].strip() if text < len(row) else "", row[label].strip()))
     return _kept(pairs)
 
@@ -137,17 +152,12 @@ def _kept(pairs: list[tuple[str, str]]) -> Texts:
     return Texts([text for text, _ in kept], [label for _, label in kept], len(pairs) - len(kept))
 
 
-def _line_aligned(folder: Path) -> dict[str, Path]:
-    files = {path.stem: path for path in sorted(folder.glob("*.txt"))}
-    return {name: path for name, path in files.items() if name.lower() not in ("vref", "readme", "labels")}
-
-
 class _Verses:
     """Verses by their id, of the languages of a line-aligned folder."""
 
     def __init__(self, data: Path, bible: str | os.PathLike | None) -> None:
         folders = [data, data / "bible", data.parent / "bible"] if bible is None else [Path(bible)]
-        self.folder = next((folder for folder in folders if _line_aligned(folder)), None)
+        self.folder = next((folder for folder in folders if line_aligned(folder)), None)
         ids = [path / "vref.txt" for path in (self.folder, self.folder.parent, data)] if self.folder else []
         ids = next((path for path in ids if path.exists()), None)
         if ids is None:
@@ -155,19 +165,19 @@ class _Verses:
                 f"bible: {data} has verse ids but no texts; expected <language>.txt and vref.txt, line-aligned, in "
                 f"{' or '.join(map(str, folders))}"
             )
-        self.files = _line_aligned(self.folder)
+        self.files = line_aligned(self.folder)
         self.line = {verse: i for i, verse in enumerate(read_lines(ids, "bible"))}
 
     def read(self, path: Path, language: str) -> Texts:
         text = list(read_lines(self.files[language], "bible"))
         if len(text) != len(self.line):
             raise ValueError(f"bible: {self.files[language]} has {len(text)} lines, but vref.txt {len(self.line)}")
-        rows = csv.reader(read_lines(path, "data"), delimiter="\t")
-        header = next(rows, [])
+        rows = read_table(path, "data", quoted=True)
+        _, header = next(rows, (1, []))
         verse, label = _column(header, ("vref",), path), _column(header, _LABEL, path)
         pairs = []
-        for row in filter(None, rows):
-            if len(row) <= max(verse, label) or row[verse] not in self.line:
-                raise ValueError(f"data: {path}, line {rows.line_num}: no verse id of vref.txt and label in {row}")
-            pairs.append((text[self.line[row[verse]]], row[label]))
+        for number, row in rows:
+            if len(row) <= max(verse, label) or row[verse].strip() not in self.line:
+                raise ValueError(f"data: {path}, line {number}: no verse id of vref.txt and label in {row}")
+            pairs.append((text[self.line[row[verse].strip()]], row[label].strip()))
         return _kept(pairs)

@@ -11,7 +11,7 @@ import torch
 
 from ofa_fast.evaluation.encoding import check_layer, encode
 from ofa_fast.evaluation.loading import load
-from ofa_fast.evaluation.parallel import SIB_SPLITS, Pair, keep_pairs, read_pairs
+from ofa_fast.evaluation.parallel import SIB_SPLITS, Pair, keep_pairs, read_pairs, sample
 from ofa_fast.evaluation.statistics import Measured, Task, ratio
 from ofa_fast.ops import topk_similarity
 
@@ -144,14 +144,16 @@ def prepare(
 ) -> Task:
     """Retrieval for ``evaluate``, scored at the largest ``k``. Only ``max_pairs`` is drawn by a seed."""
 
+    corpus = read_pairs(data, source, languages, lines, splits)
+
     def draw(seed: int) -> list[Pair]:
-        pairs = read_pairs(data, source, languages, lines, splits, max_pairs, seed)
+        pairs = [sample(pair, max_pairs, seed) for pair in corpus]
         for pair in pairs:
             if max(k) > len(pair.source):
                 raise ValueError(f"k: {max(k)} exceeds the {len(pair.source)} pairs of {pair.target_language}")
         return pairs
 
-    first = draw(0)
+    draw(0)
     loaded, tokenizer = load(model, device=device)
     layer = check_layer(loaded, layer)
     known: dict[str, torch.Tensor] = {}
@@ -177,8 +179,9 @@ def prepare(
     return Task(
         metric=f"top{max(k)}",
         score=ratio,
-        source=first[0].source_language,
+        source=corpus[0].source_language,
         settings={"layer": layer, "pooling": pooling, "similarity": similarity, "k": list(k)},
         measure=measure,
+        corpus=corpus,
         seeded=max_pairs is not None,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from ofa_fast._files import atomic_file
+from ofa_fast.evaluation.report import SUFFIXES
 from ofa_fast.evaluation.statistics import Measured
 
 
@@ -19,13 +20,14 @@ class Finished:
 
     Args:
         out: where the report will be; None keeps nothing.
-        inputs: all that a seed's numbers depend on. Of a folder, the names, sizes and times of its files.
+        inputs: all that a seed's numbers depend on. Of a folder, the names, sizes and times of its files, but for
+            those that are hidden and for the report itself.
     """
 
     def __init__(self, out: str | os.PathLike | None, inputs: list) -> None:
         self.folder = None
         if out is not None:
-            digest = hashlib.sha256(repr([_content(one) for one in inputs]).encode()).hexdigest()[:16]
+            digest = hashlib.sha256(repr([_content(one, Path(out)) for one in inputs]).encode()).hexdigest()[:16]
             self.folder = Path(out).with_name(f".{Path(out).name}.{digest}.seeds")
 
     def get(self, seed: int) -> tuple[dict[str, Measured], dict] | None:
@@ -52,12 +54,18 @@ class Finished:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _content(value) -> object:
+def _content(value, out: Path) -> object:
     if isinstance(value, (str, os.PathLike)) and Path(value).is_dir():
-        files = sorted(path for path in Path(value).rglob("*") if path.is_file())
-        return [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+        reports = {out.with_name(out.name + suffix).resolve() for suffix in SUFFIXES}
+        files = (path for path in sorted(Path(value).rglob("*")) if path.is_file() and path.resolve() not in reports)
+        named = [(path.relative_to(value), path.stat()) for path in files]
+        return [
+            (str(name), state.st_size, state.st_mtime_ns)
+            for name, state in named
+            if not any(part.startswith(".") for part in name.parts)
+        ]
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
-        return sorted((name, _content(one)) for name, one in value.items())
+        return sorted((name, _content(one, out)) for name, one in value.items())
     return str(value)

@@ -33,6 +33,7 @@ class Task:
         source: the language that is left out of averages, as the data names it.
         settings: for the report.
         measure: what a seed's model did in each language, and notes on its fine-tuning.
+        corpus: all that was read; its ``repr`` tells it from another.
         seeded: whether seeds make a difference.
     """
 
@@ -41,6 +42,7 @@ class Task:
     source: str
     settings: dict
     measure: Callable[[int], tuple[dict[str, Measured], dict]]
+    corpus: object
     seeded: bool = True
 
 

@@ -12,12 +12,15 @@ from ofa_fast._text import read_lines
 from ofa_fast.evaluation.labelled import Labelled, read_splits
 
 _SPLIT = r"(?P<split>train|dev|test)"
-# A file of a language in its folder, of a treebank (whose name begins with its language), and of XTREME and Glot500.
+# A file of a language in its folder, of a treebank (its name begins with the language, and a long part comes in several
+# files), and of XTREME and Glot500.
 _NAMES = (
-    re.compile(_SPLIT + r"\.(conllu|conll|iob2|tsv)"),
-    re.compile(r"(?P<language>[a-z]{2,3})_[^-]+-ud-" + _SPLIT + r"\.(conllu|iob2)"),
-    re.compile(_SPLIT + r"-(?P<language>[^.]+)\.tsv"),
+    re.compile(_SPLIT + r"\.(?P<suffix>conllu|conll|iob2|tsv)"),
+    re.compile(r"(?P<language>[a-z]{2,3})_[^-]+-ud-" + _SPLIT + r"(-[a-z]+)?\.(?P<suffix>conllu|iob2)"),
+    re.compile(_SPLIT + r"-(?P<language>[^.]+)\.(?P<suffix>tsv)"),
 )
+# UD and Universal NER name their files alike and lie side by side: of which tags one is, its suffix tells.
+_SUFFIXES = {"pos": ("conllu", "conll", "tsv"), "ner": ("iob2", "tsv")}
 _FOLDERS = {"pos": ("pos", "udpos"), "ner": ("ner", "panx")}
 # The columns of a word and of its tag, from 0; the others have the word and its tag alone.
 _COLUMNS = {".conllu": (1, 3), ".conll": (1, 3), ".iob2": (1, 2)}
@@ -30,6 +33,10 @@ class Tagged:
     words: list[list[str]] = field(default_factory=list)
     tags: list[list[str | None]] = field(default_factory=list)
 
+    def __len__(self) -> int:
+        """How many sentences have a tag."""
+        return sum(any(tag is not None for tag in sentence) for sentence in self.tags)
+
 
 def read_tagged(
     data: str | os.PathLike, task: str, source: str = "eng", languages: Sequence[str] | None = None
@@ -40,11 +47,12 @@ def read_tagged(
 
     - ``<language>/{train,dev,test}.{conllu,iob2,tsv}``
     - ``<language>_<treebank>-ud-{train,dev,test}.{conllu,iob2}`` (Universal Dependencies, Universal NER), which are
-      taken together where a language has several
+      taken together where a language has several, as are the parts of one (``cs_pdt-ud-train-c.conllu``)
     - ``{train,dev,test}-<language>.tsv`` (XTREME, Glot500)
 
-    CoNLL-U gives UPOS of syntactic words: the parts of a multiword token, not the token itself, and no empty nodes.
-    IOB2 has columns id, word, tag; ``.tsv`` word and tag. A tag ``_`` stands for none.
+    ``.conllu`` is read for "pos" alone and ``.iob2`` for "ner" alone. CoNLL-U gives UPOS of syntactic words: the parts
+    of a multiword token, not the token itself, and no empty nodes. IOB2 has columns id, word, tag; ``.tsv`` word and
+    tag. A tag ``_`` stands for none.
 
     Args:
         task: "pos" or "ner".
@@ -62,13 +70,16 @@ def read_tagged(
     files: dict[str, dict[str, list[Path]]] = {}
     for path in sorted([*data.glob("*.*"), *data.glob("*/*.*")]):
         match = next(filter(None, (pattern.fullmatch(path.name) for pattern in _NAMES)), None)
-        language = match and match.groupdict().get("language", path.parent.name)
-        if match and (path.parent != data or "language" in match.groupdict()):
+        if match is None or match["suffix"] not in _SUFFIXES[task]:
+            continue
+        language = match.groupdict().get("language", path.parent.name)
+        if path.parent != data or "language" in match.groupdict():
             files.setdefault(language, {}).setdefault(match["split"], []).append(path)
     if not files:
+        own = _SUFFIXES[task][0]
         raise ValueError(
-            f"data: {data} has neither <language>/{{train,dev,test}}.{{conllu,iob2,tsv}}, nor "
-            "<language>_<treebank>-ud-test.conllu, nor {train,dev,test}-<language>.tsv"
+            f"data: for {task}, {data} has neither <language>/{{train,dev,test}}.{{{own},tsv}}, nor "
+            f"<language>_<treebank>-ud-test.{own}, nor {{train,dev,test}}-<language>.tsv"
         )
     return read_splits(files, lambda paths, language: _read(paths), source, languages, data)
 
@@ -81,8 +92,8 @@ def _read(paths: Sequence[Path]) -> Tagged:
 def _sentences(path: Path) -> Iterator[tuple[list[str], list[str | None]]]:
     columns = _COLUMNS.get(path.suffix)
     words, tags = [], []
-    for number, line in enumerate(read_lines(path, "data"), 1):
-        if not line:
+    for number, line in enumerate(read_lines(path, "data", strip="\r\n"), 1):
+        if not line.strip():
             if words:
                 yield words, tags
             words, tags = [], []
@@ -98,6 +109,6 @@ def _sentences(path: Path) -> Iterator[tuple[list[str], list[str | None]]]:
         if len(cells) <= tag or not cells[word]:
             raise ValueError(f"data: {path}, line {number}: expected a word and its tag, got {line!r}")
         words.append(cells[word])
-        tags.append(None if cells[tag] == "_" else cells[tag])
+        tags.append(None if cells[tag].strip() == "_" else cells[tag].strip())
     if words:
         yield words, tags

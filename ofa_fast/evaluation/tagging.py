@@ -140,7 +140,7 @@ def prepare(
         return measured, {**notes, "train_words_lost": _lost(train_tokens)}
 
     settings = {"labels": classes, "max_length": max_length, "recipe": vars(recipe)}
-    return Task(kind.metric, kind.score, corpus.source, settings, measure)
+    return Task(kind.metric, kind.score, corpus.source, settings, measure, corpus)
 
 
 ner, pos = partial(prepare, NER), partial(prepare, POS)

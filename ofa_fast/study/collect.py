@@ -148,8 +148,9 @@ def _point(comparison: Comparison, arm: Arm, step: int, trained: dict | None) ->
 
 
 def _targets(result: dict) -> dict[str, dict]:
-    """All languages but the one that they were retrieved from or transferred from."""
-    return {code: own for code, own in result["languages"].items() if code != result["source"]}
+    """All languages but the one that they were retrieved from or transferred from, unless it is alone."""
+    others = {code: own for code, own in result["languages"].items() if code != result["source"]}
+    return others or result["languages"]
 
 
 def _seconds_at(losses: Path, step: int) -> float:
@@ -243,13 +244,19 @@ def _gain(pairs: Sequence[tuple[dict, dict]], task: str, stage: str, scripts: di
     }
 
 
+def _rank(label: str) -> float:
+    """Of an arm's label, "method, rank 100" or "method, full rank"."""
+    rank = label.rsplit(" ", 1)[1]
+    return float("inf") if rank == "rank" else int(rank)
+
+
 def _matched(summary: Sequence[dict]) -> list[dict]:
     """What it costs the others to reach where random rows at the highest rank end, by their mean curves."""
     labels = list(dict.fromkeys(line["label"] for line in summary))
     references = [label for label in labels if label.startswith("random, ")]
     if not references:
         return []
-    reference = "random, full rank" if "random, full rank" in references else references[-1]
+    reference = max(references, key=_rank)
     found = []
     for measure in dict.fromkeys(line["measure"] for line in summary):
         curves = {

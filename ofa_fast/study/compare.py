@@ -92,7 +92,7 @@ def compare(
         say=_say if progress else _silent,
     )
     for arm in arms:
-        _claim(comparison, arm)
+        _claim(comparison, arm, write=False)
     if processes == 1:
         work(comparison, arms)
     else:
@@ -116,7 +116,10 @@ def work(comparison: Comparison, arms: Sequence[Arm]) -> None:
                 if not mine or comparison.finished(arm):
                     continue
                 comparison.say(f"[{number}/{len(arms)}] {arm.folder}")
-                comparison.initialise([other for other in arms if (other.recipe, other.seed) == (arm.recipe, arm.seed)])
+                together = [other for other in arms if (other.recipe, other.seed) == (arm.recipe, arm.seed)]
+                for one in together:
+                    _claim(comparison, one, write=True)
+                comparison.initialise(together)
                 comparison.run(arm)
 
 
@@ -142,28 +145,33 @@ def _check(arms, vectors, bias, processes, train_files, points) -> None:
             raise FileNotFoundError(f"vectors: {name}: there is no file {path}")
 
 
-def _claim(comparison: Comparison, arm: Arm) -> None:
-    """Write down what the arm is made with, or check that it is what it was made with before."""
-    path = comparison.folder(arm) / "arm.json"
+def _claim(comparison: Comparison, arm: Arm, write: bool) -> None:
+    """Check that an arm that exists was made with what is given now, and ``write`` down what another is made with."""
+    folder = comparison.folder(arm)
+    states, vectors = comparison.states, arm.recipe.vectors or next(iter(comparison.vectors), "")
+    bias = arm.recipe.bias or comparison.bias
     made_with = {
-        "source": str(comparison.source),
-        "tokenizer": str(comparison.tokenizer_folder),
-        "vectors": str(comparison.vectors.get(arm.recipe.vectors or next(iter(comparison.vectors), ""))),
+        "source": [str(comparison.source), states["source"]],
+        "tokenizer": [str(comparison.tokenizer_folder), states["tokenizer"]],
+        "vectors": [str(comparison.vectors[vectors]), states[f"vectors {vectors}"]] if arm.recipe.needs_vectors else [],
         "steps": arm.steps,
         "points": list(comparison.points) if arm.steps else [],
-        "bias": comparison.bias,
+        "bias": bias,
+        "train_files": states["train_files"] if arm.steps or bias == "frequencies" else "",
+        "eval_files": states["eval_files"] if arm.steps else "",
         "training": {name: str(value) for name, value in comparison.training.items()} if arm.steps else {},
     }
-    if not path.exists():
+    path = folder / "arm.json"
+    if (folder / "initialised").exists() and path.exists():
+        before = json.loads(path.read_text("utf-8"))
+        for name, value in made_with.items():
+            if before.get(name) != value:
+                raise ValueError(
+                    f"out: {folder} was made with {name} {before.get(name)}, not {value}; choose another out"
+                )
+    elif write:
         with atomic_file(path) as file:
             file.write_text(json.dumps(made_with, indent=1), "utf-8")
-        return
-    before = json.loads(path.read_text("utf-8"))
-    for name, value in made_with.items():
-        if before[name] != value:
-            raise ValueError(
-                f"out: {comparison.folder(arm)} was made with {name} {before[name]}, not {value}; choose another out"
-            )
 
 
 def _spread(comparison: Comparison, arms: Sequence[Arm], processes: int) -> None:

@@ -13,22 +13,24 @@ The folder of a comparison::
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 
 import torch
 
-from ofa_fast._files import atomic_folder
-from ofa_fast._text import read_lines
+from ofa_fast._files import atomic_folder, fingerprint
 from ofa_fast.initialization import WordVectors, initialize
 from ofa_fast.models import build_model
 from ofa_fast.study.arms import Arm
 from ofa_fast.study.tasks import Task, measure
 from ofa_fast.training import train
+from ofa_fast.training.text import passages
 
 
 @contextmanager
@@ -54,8 +56,8 @@ class Comparison:
     out: Path
     tasks: Sequence[Task]
     points: Sequence[int]
-    train_files: Sequence
-    eval_files: Sequence = ()
+    train_files: Sequence[tuple[str, Path]]
+    eval_files: Sequence[tuple[str, Path]] = ()
     language: str = "eng"
     bias: str = "moved"
     training: dict = field(default_factory=dict)
@@ -82,13 +84,24 @@ class Comparison:
     def log_frequencies(self) -> torch.Tensor:
         """log of each token's share of the training text, each counted once more than it occurs: [V]."""
         counts = torch.ones(max(self.tokenizer.get_vocab().values()) + 1, dtype=torch.float64)
-        for entry in self.train_files:
-            path = entry[1] if isinstance(entry, tuple) else entry
-            lines = list(read_lines(Path(path), "train_files"))
-            for begin in range(0, len(lines), 10_000):
-                ids = self.tokenizer(lines[begin : begin + 10_000], add_special_tokens=False)["input_ids"]
+        for language, path in self.train_files:
+            texts = (text for _, text in passages(path, language, "train_files"))
+            while some := list(islice(texts, 10_000)):
+                ids = self.tokenizer(some, add_special_tokens=False)["input_ids"]
                 counts += torch.bincount(torch.tensor([i for line in ids for i in line]), minlength=len(counts))
         return torch.log(counts / counts.sum()).float()
+
+    @cached_property
+    def states(self) -> dict[str, str]:
+        """A fingerprint of all that is read, to tell whether an arm and an evaluation are of the same."""
+        vectors = {f"vectors {name}": path for name, path in self.vectors.items()}
+        data = {f"task {task.name}": task.data for task in self.tasks}
+        found = {"source": self.source, "tokenizer": self.tokenizer_folder, **vectors, **data}
+        states = {name: fingerprint(path) if Path(path).exists() else "" for name, path in found.items()}
+        for name, files in (("train_files", self.train_files), ("eval_files", self.eval_files)):
+            prints = "\n".join(f"{language} {fingerprint(path)}" for language, path in files)
+            states[name] = hashlib.sha256(prints.encode()).hexdigest()[:16]
+        return states
 
     def folder(self, arm: Arm) -> Path:
         return self.out / arm.folder
@@ -149,7 +162,7 @@ class Comparison:
     def measure(self, arm: Arm, step: int, model: Path, tasks: Sequence[Task]) -> None:
         for task in tasks:
             file = self.evaluation(arm, task, step)
-            measure(task, model, file, self.language, arm.seed)
+            measure(task, model, file, self.language, arm.seed, self.states[f"task {task.name}"])
 
     def run(self, arm: Arm) -> None:
         """All that is left of an arm, whose model is initialised."""
@@ -194,7 +207,8 @@ class Comparison:
         """The source model as it is, with its own tokenizer, on every task."""
         with locked(self.out / "source" / ".lock", wait) as mine:
             for task in self.tasks if mine else ():
-                measure(task, self.source, self.out / "source" / f"{task.name}-step-0.json", self.language, 0)
+                file = self.out / "source" / f"{task.name}-step-0.json"
+                measure(task, self.source, file, self.language, 0, self.states[f"task {task.name}"])
 
 
 @torch.no_grad()

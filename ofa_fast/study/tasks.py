@@ -42,12 +42,21 @@ class Task:
         object.__setattr__(self, "name", self.name or f"{self.kind}-{self.data.name}")
 
 
-def measure(task: Task, model: Path | str, file: Path, source: str, seed: int) -> dict:
+def measure(task: Task, model: Path | str, file: Path, source: str, seed: int, state: str) -> dict:
     """The task's result for a model folder, from ``file`` where it is there already.
+
+    Args:
+        state: the ``fingerprint`` of the task's data.
 
     Returns what ``evaluate`` does, and "made_by", what it was asked for.
     """
-    about = {"kind": task.kind, "data": str(task.data), "options": json.loads(json.dumps(task.options, default=str))}
+    about = {
+        "kind": task.kind,
+        "data": str(task.data),
+        "state": state,
+        "language": source,
+        "options": json.loads(json.dumps(task.options, default=str)),
+    }
     if not file.exists():
         result = evaluate(model, task.data, task.kind, source=source, seeds=[seed], **task.options) | {"made_by": about}
         with atomic_file(file) as work:

@@ -100,10 +100,11 @@ def test_tags_are_learnt(folder, tags, task, metric):
     assert cut["languages"]["eng"]["words"] == eng["words"]
 
 
-def test_an_interrupted_call_goes_on(folder, topics, tmp_path, monkeypatch):
+@pytest.mark.parametrize("place", [".", "model", "topics"])
+def test_an_interrupted_call_goes_on(folder, topics, tmp_path, monkeypatch, place):
     from ofa_fast.evaluation import classification
 
-    call = {"seeds": (0, 1), "out": tmp_path / "report", **QUICK, "epochs": 1}
+    call = {"seeds": (0, 1), "out": tmp_path / place / "report", **QUICK, "epochs": 1}
     tuned = []
 
     def until_the_second(model, train, recipe, seed, *rest):
@@ -115,7 +116,7 @@ def test_an_interrupted_call_goes_on(folder, topics, tmp_path, monkeypatch):
     monkeypatch.setattr(classification, "finetune", until_the_second)
     with pytest.raises(KeyboardInterrupt):
         evaluate(folder, topics, "classification", **call)
-    assert not list(tmp_path.glob("report.*"))
+    assert not list((tmp_path / place).glob("report.*"))
 
     def only_the_second(model, train, recipe, seed, *rest):
         assert seed == 1
@@ -123,10 +124,32 @@ def test_an_interrupted_call_goes_on(folder, topics, tmp_path, monkeypatch):
 
     monkeypatch.setattr(classification, "finetune", only_the_second)
     resumed = evaluate(folder, topics, "classification", **call)
+    assert not list((tmp_path / place).glob(".*"))
     monkeypatch.setattr(classification, "finetune", finetune)
     whole = evaluate(folder, topics, "classification", **{**call, "out": None})
     for name in ("languages", "average", "fine_tuning"):
         assert resumed[name] == whole[name]
+
+
+def test_seeds_of_other_texts_are_measured_again(folder, topics, tmp_path, monkeypatch):
+    from ofa_fast.evaluation import classification
+
+    call = {"seeds": (0, 1), "out": tmp_path / "report", **QUICK, "epochs": 1}
+    tuned = []
+
+    def until_the_second(model, train, recipe, seed, *rest):
+        tuned.append(seed)
+        if seed == 1:
+            raise KeyboardInterrupt
+        return finetune(model, train, recipe, seed, *rest)
+
+    monkeypatch.setattr(classification, "finetune", until_the_second)
+    for change in ("", "", "more\tjoy\n"):
+        with open(topics / "xyz" / "test.tsv", "a", encoding="utf-8") as file:
+            file.write(change)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(folder, topics, "classification", **call)
+    assert tuned == [0, 1, 1, 0, 1]
 
 
 def test_a_frozen_table_stays_and_the_best_epoch_is_kept(folder):

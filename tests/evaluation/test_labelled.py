@@ -46,17 +46,86 @@ def test_taxi1500_files(tmp_path):
     assert (found.dev.labels, found.test["swh"].texts) == (["Faith"], ["Alitenda dhambi."])
 
 
+SPEECH = ['"He said: go.', "He went.", 'He said "go."', '"Peace', 'be with you."', '"So."', "'Tis"]
+
+
+def test_taxi1500_files_have_a_verse_a_line(tmp_path):
+    """Written without quotation, as the publisher does: a speech that begins in a verse ends in another or never."""
+    lines = "".join(f"{i}\tSin\t{verse}\n" for i, verse in enumerate(SPEECH))
+    write(tmp_path / "eng_train.tsv", lines)
+    write(tmp_path / "eng_test.tsv", lines.replace("Sin\t", "Sin\t ") + '9\tSin\t"' + "x" * 200_000 + "\n")
+    found = read_labelled(tmp_path)
+    assert found.train.texts == SPEECH
+    assert found.test["eng"].texts == [*SPEECH, '"' + "x" * 200_000]
+
+
+def test_quotation_marks_of_a_table_may_match_or_not(tmp_path):
+    quoted = '3\t"a ""b"""\n4\t" c "\n'
+    for split in ("train", "test"):
+        write(tmp_path / "eng" / f"{split}.tsv", "label\ttext\n" + "".join(f"x\t{s}\n" for s in SPEECH) + quoted)
+    kept = [s for s in SPEECH if s != '"So."']
+    assert read_labelled(tmp_path).train.texts == [*kept[:-1], "So.", kept[-1], 'a "b"', "c"]
+
+
+def test_a_table_with_an_unnamed_first_column(tmp_path):
+    """As pandas writes it."""
+    for split in ("train", "test"):
+        write(
+            tmp_path / "eng" / f"{split}.tsv", "\ttext\tlabel \r\n0\tgood film\tpos\r\n1\t\tneg\r\n\n2\tbad film\tneg\n"
+        )
+    found = read_labelled(tmp_path).train
+    assert (found.texts, found.labels, found.dropped) == (["good film", "bad film"], ["pos", "neg"], 1)
+
+
+def test_empty_parts(tmp_path):
+    none = "1\tA\t_\t_\t_\t_\t0\troot\t_\t_\n"
+    write(tmp_path / "pos" / "eng" / "train.conllu", CONLLU)
+    for name, text in (("eng/dev", none), ("eng/test", CONLLU), ("deu/test", ""), ("fra/test", none)):
+        write(tmp_path / "pos" / f"{name}.conllu", text)
+    found = read_tagged(tmp_path, "pos")
+    assert (found.dev, list(found.test)) == (None, ["eng"])
+    with pytest.raises(ValueError, match=r"the test part of fra in .* has no labelled text"):
+        read_tagged(tmp_path, "pos", languages=["fra"])
+    write(tmp_path / "pos" / "eng" / "test.conllu", none)
+    with pytest.raises(ValueError, match="has no test part with labelled text"):
+        read_tagged(tmp_path, "pos")
+    write(tmp_path / "pos" / "eng" / "train.conllu", none)
+    with pytest.raises(ValueError, match=r"the training part of eng in .* has no labelled text"):
+        read_tagged(tmp_path, "pos")
+
+
+def test_names_and_parts_of_speech_lie_side_by_side(tmp_path):
+    for name in ("UD_English-EWT/en_ewt-ud-train", "UD_German-PUD/de_pud-ud-test"):
+        write(tmp_path / f"{name}.conllu", CONLLU)
+        write(tmp_path / f"{name.replace('UD_', 'UNER_')}.iob2", "1\tRom\tB-LOC\n")
+    for task, tags in (("pos", [["ADP", "DET", "NOUN"], [None, "NUM"]]), ("ner", [["B-LOC"]])):
+        found = read_tagged(tmp_path, task)
+        assert found.train.tags == found.test["de"].tags == tags
+    for path in tmp_path.glob("*/*.iob2"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"for ner, .* has neither"):
+        read_tagged(tmp_path, "ner")
+
+
 @pytest.mark.parametrize("bible", ["bible", "../bible", "elsewhere"])
 def test_verse_ids_beside_a_bible(tmp_path, bible):
     data = tmp_path / "taxi1500"
     for split, verse in (("train", "GEN 1:1"), ("dev", "GEN 1:2"), ("test", "GEN 1:3")):
-        write(data / f"{split}.tsv", f"vref\tlabel\tid\n{verse}\tFaith\t1\n")
+        write(data / f"{split}.tsv", f"vref\tlabel\tid\n{verse}\tFaith\t1\nGEN 1:1\tSin\t2\n")
     write(data / bible / "vref.txt", "GEN 1:1\nGEN 1:2\nGEN 1:3\n")
     write(data / bible / "eng.txt", "one\ntwo\nthree\n")
     write(data / bible / "deu.txt", "eins\nzwei\n<range>\n")
-    found = read_labelled(data, bible=data / bible if bible == "elsewhere" else None)
-    assert (found.train.texts, found.dev.texts, found.test["eng"].texts) == (["one"], ["two"], ["three"])
-    assert (found.test["deu"].texts, found.test["deu"].dropped) == ([], 1)
+    write(data / bible / "fra.txt", "\ndeux\n<range>\n")
+    chosen = {"bible": data / bible if bible == "elsewhere" else None}
+    found = read_labelled(data, **chosen)
+    assert (found.train.texts, found.dev.texts) == (["one", "one"], ["two", "one"])
+    assert found.test["eng"].texts == ["three", "one"]
+    assert (found.test["deu"].texts, found.test["deu"].dropped) == (["eins"], 1)
+    assert list(found.test) == ["deu", "eng"]
+    with pytest.raises(ValueError, match=r"the test part of fra in .* has no labelled text"):
+        read_labelled(data, languages=["fra"], **chosen)
+    (data / "dev.tsv").unlink()
+    assert read_labelled(data, **chosen).dev is None
 
 
 def test_conllu_words_are_syntactic(tmp_path):
@@ -69,10 +138,11 @@ def test_conllu_words_are_syntactic(tmp_path):
 
 
 def test_treebanks_of_a_language_are_taken_together(tmp_path):
-    for name in ("UD_English-EWT/en_ewt-ud-train", "UD_English-GUM/en_gum-ud-train", "UD_German-PUD/de_pud-ud-test"):
-        write(tmp_path / f"{name}.conllu", CONLLU)
+    for name in ("English-EWT/en_ewt-ud-train-a", "English-EWT/en_ewt-ud-train-b", "English-GUM/en_gum-ud-train"):
+        write(tmp_path / f"UD_{name}.conllu", CONLLU)
+    write(tmp_path / "UD_German-PUD" / "de_pud-ud-test.conllu", CONLLU)
     found = read_tagged(tmp_path, "pos", languages=["deu"])
-    assert (found.source, len(found.train.words), list(found.test)) == ("en", 4, ["de"])
+    assert (found.source, len(found.train.words), list(found.test)) == ("en", 6, ["de"])
 
 
 def test_iob2_and_xtreme_files(tmp_path):
@@ -81,9 +151,10 @@ def test_iob2_and_xtreme_files(tmp_path):
     found = read_tagged(tmp_path, "ner")
     assert (found.train.words, found.train.tags) == ([["Paris", ","]], [["B-LOC", "O"]])
     for split, language in (("train", "en"), ("test", "de")):
-        write(tmp_path / "panx" / f"{split}-{language}.tsv", "#\tO\nRom\tB-LOC\n\n\nich\tO\n")
+        write(tmp_path / "panx" / f"{split}-{language}.tsv", "#\tO\nRom\tB-LOC \n\n \n\u3000\tO\nich\tO\n")
     found = read_tagged(tmp_path / "panx", "ner")
-    assert found.test["de"].words == [["#", "Rom"], ["ich"]]
+    assert found.test["de"].words == [["#", "Rom"], ["\u3000", "ich"]]
+    assert found.test["de"].tags == [["O", "B-LOC"], ["O", "O"]]
 
 
 def test_bad_folders_are_named(tmp_path):

@@ -14,6 +14,7 @@ def bible(tmp_path):
     (tmp_path / "deu.txt").write_text("eins\n<range>\ndrei\nvier\nfünf\n")
     (tmp_path / "chr.txt").write_text("ᏌᏊ\r\nᏔᎵ\r\nᏦᎢ\r\nᏅᎩ\r\nᎯᏍᎩ\r\n", newline="")
     (tmp_path / "vref.txt").write_text("1\n2\n3\n4\n5\n")
+    (tmp_path / "README.txt").write_text("Verses.\n")
     return tmp_path
 
 
@@ -81,6 +82,16 @@ def test_sib200_is_joined_by_index(sib200):
     assert (pair.source, pair.target) == (["Ein Stern."], ["A star."])
 
 
+def test_a_table_with_an_unnamed_first_column(sib200):
+    """As pandas writes it."""
+    for number, path in enumerate(sorted(sib200.glob("*/*.tsv"))):
+        header, *rows = path.read_text().splitlines()
+        path.write_text("\n".join([f"\t{header}", *(f"{number + i}\t{row}" for i, row in enumerate(rows))]) + "\n")
+    (pair,) = read_pairs(sib200, splits=("train", "dev"))
+    assert pair.source == ["A train.", 'A "good" jump.', "A star."]
+    assert pair.target == ["Ein Zug.", "Ein Sprung.", "Ein Stern."]
+
+
 def test_bad_folders_are_named(bible, tmp_path):
     with pytest.raises(FileNotFoundError, match="there is no folder"):
         read_pairs(tmp_path / "nowhere")
@@ -96,6 +107,11 @@ def test_bad_folders_are_named(bible, tmp_path):
         read_pairs(bible, languages=["deu"], lines=[1, 2])
     (bible / "deu.txt").write_text("eins\n")
     with pytest.raises(ValueError, match=r"deu.txt has 1 lines, but .*eng.txt 5"):
+        read_pairs(bible)
+    assert [pair.target_language for pair in read_pairs(bible, languages=["chr"])] == ["chr"]
+    for language in ("deu", "chr"):
+        (bible / f"{language}.txt").unlink()
+    with pytest.raises(ValueError, match="has eng alone; add another language"):
         read_pairs(bible)
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has neither"):

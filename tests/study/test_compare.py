@@ -13,6 +13,7 @@ import pytest
 
 from ofa_fast.evaluation import evaluate
 from ofa_fast.study import Arm, Recipe, Task, arms_of, compare
+from ofa_fast.study.collect import _matched
 from ofa_fast.study.stages import Comparison, locked
 from ofa_fast.study.statistics import interval, reached
 from ofa_fast.study.tables import matched, show
@@ -219,6 +220,82 @@ def test_a_folder_of_other_arms_is_refused(world, out):
         compare(arms=arms_of(["ofa"], [8], [0], 7), out=out, **world)
     with pytest.raises(ValueError, match="was made with training"):
         compare(arms=ARMS, out=out, **(world | {"batch_size": 3}))
+
+
+def test_arms_and_evaluations_of_other_files_are_refused(world, out, tmp_path):
+    copy = tmp_path / "copy"
+    for kind in ("train_files", "eval_files"):
+        files = [shutil.copy(file, tmp_path / file.name) for file in world[kind]]
+        compare(arms=ARMS[:1], out=out, **(world | {kind: files}))
+        files[0].write_text(files[0].read_text("utf-8").swapcase(), "utf-8")
+        with pytest.raises(ValueError, match=f"was made with {kind}"):
+            compare(arms=ARMS[:1], out=out, **(world | {kind: files}))
+    other = {"linked": world["vectors"]["unlinked"], "unlinked": world["vectors"]["unlinked"]}
+    with pytest.raises(ValueError, match="was made with vectors"):
+        compare(arms=ARMS[:1], out=out, **(world | {"vectors": other}))
+    with pytest.raises(ValueError, match=r"was measured with .*'language': 'eng'.*, not .*'language': 'deu'"):
+        compare(arms=ARMS[:1], out=out, **(world | {"language": "deu"}))
+    shutil.copytree(world["tasks"][0].data, copy)
+    task = Task("retrieval", copy, "copied", options={"k": (1,)})
+    arms = arms_of(["random"], [8], [0], 0)
+    compare(arms=arms, out=tmp_path / "out", **(world | {"tasks": [task]}))
+    (copy / "deu.txt").write_text((copy / "deu.txt").read_text("utf-8").swapcase(), "utf-8")
+    with pytest.raises(ValueError, match=r"was measured with .*'state'"):
+        compare(arms=arms, out=tmp_path / "out", **(world | {"tasks": [task]}))
+
+
+def test_what_failed_before_an_arm_was_made_claims_nothing(world, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Comparison, "initialise", lambda *_: (_ for _ in ()).throw(MemoryError))
+        compare(arms=arms_of(["random"], [8], [0], 5), out=out, **world)
+    report = compare(arms=arms_of(["random"], [8], [0], 2), out=out, **world)
+    assert [point["step"] for point in report["arms"][0]["points"]] == [0, 2]
+
+
+def test_frequencies_are_those_of_the_text_in_every_format(world, tmp_path):
+    datasets = pytest.importorskip("datasets")
+    file = world["train_files"][0]
+    lines = file.read_text("utf-8").splitlines()
+    rows = datasets.Dataset.from_dict({"text": lines})
+    rows.to_json(tmp_path / "a.jsonl")
+    rows.to_parquet(tmp_path / "a.parquet")
+    rows.save_to_disk(tmp_path / "a")
+    found = [
+        Comparison(world["source"], world["tokenizer"], {}, tmp_path / "out", [], [], [("deu", path)]).log_frequencies
+        for path in (file, tmp_path / "a.jsonl", tmp_path / "a.parquet", tmp_path / "a")
+    ]
+    assert found[0].exp().sum().item() == pytest.approx(1) and len(found[0].unique()) > 10
+    assert all((other == found[0]).all() for other in found[1:])
+
+
+def test_a_task_of_the_source_language_alone_has_gains(world, tmp_path):
+    task = Task("retrieval", world["tasks"][0].data, "alone", options={"k": (1, 5)})
+    compare(arms=arms_of(["ofa", "random"], [8], [0], 0), out=tmp_path / "out", **(world | {"tasks": [task]}))
+    for file in tmp_path.glob("out/*/evaluations/*.json"):
+        result = json.loads(file.read_text("utf-8"))
+        result["languages"] = {"eng": result["languages"]["deu"]}
+        file.write_text(json.dumps(result), "utf-8")
+    arms = arms_of(["ofa", "random"], [8], [0], 0)
+    (gain,) = compare(arms=arms, out=tmp_path / "out", **(world | {"tasks": [task]}))["gains"]
+    assert list(gain["languages"]) == ["eng"] and gain["mean"] == gain["languages"]["eng"]["mean"]
+
+
+def test_the_reference_has_the_highest_rank():
+    def line(rank, step, mean):
+        return {
+            "label": f"random, {rank}",
+            "measure": "m",
+            "step": step,
+            "mean": mean,
+            "seconds": step,
+            "watt_hours": 0,
+        }
+
+    lines = [line(rank, step, 0.1) for rank in ("rank 400", "rank 1000", "rank 80") for step in (0, 9)]
+    assert {one["reference"] for one in _matched(lines)} == {"random, rank 1000"}
+    lines += [line("full rank", 0, 0.1), line("full rank", 9, 0.1)]
+    assert {one["reference"] for one in _matched(lines)} == {"random, full rank"}
 
 
 def test_two_processes_share_the_arms(world, out, tmp_path):
