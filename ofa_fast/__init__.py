@@ -14,7 +14,7 @@ _NAMES = {
     "initialize": "initialization",
     "to_dense": "models",
 }
-_SUBPACKAGES = ("evaluation", "initialization", "models", "nn", "ops", "study", "training")
+_SUBPACKAGES = ("compat", "evaluation", "initialization", "models", "nn", "ops", "study", "training")
 
 __all__ = [*_NAMES, *_SUBPACKAGES]
 

@@ -144,6 +144,7 @@ def _run(args, group) -> None:
     from ofa_fast._files import atomic_folder
     from ofa_fast.initialization.diagnosis import peak_memory
     from ofa_fast.initialization.html_report import write_html_report
+    from ofa_fast.models._convert import has_untied_head
 
     first = group is None or group.rank() == 0
     config = AutoConfig.from_pretrained(args.source)
@@ -160,40 +161,49 @@ def _run(args, group) -> None:
     with atomic_folder(args.out, overwrite=args.overwrite) if first else nullcontext() as folder:
         torch.manual_seed(args.seed)  # a checkpoint without a language-modelling head gets a fresh one
         model = load_model(args.source, config)
+
+        def initialized(table: torch.nn.Module, bias: torch.Tensor | None) -> list:
+            return initialize(
+                table.weight.detach().to(args.device),
+                source_tokenizer,
+                target_tokenizer,
+                vectors,
+                rank=args.rank,
+                neighbors=args.neighbors,
+                temperature=args.temperature,
+                method=args.method,
+                weighting=args.weighting,
+                seed=args.seed,
+                parity=args.parity,
+                source_bias=bias,
+                progress=sys.stderr.isatty(),
+                group=group,
+                cache=cache,
+                memory=args.memory,
+                fuzzy=not args.exact,
+                word_weights=args.word_weights,
+                copied_share=args.copied_share,
+            )
+
         head = model.get_output_embeddings()
-        results = initialize(
-            model.get_input_embeddings().weight.detach().to(args.device),
-            source_tokenizer,
-            target_tokenizer,
-            vectors,
-            rank=args.rank,
-            neighbors=args.neighbors,
-            temperature=args.temperature,
-            method=args.method,
-            weighting=args.weighting,
-            seed=args.seed,
-            parity=args.parity,
-            source_bias=None if head is None else getattr(head, "bias", None),
-            progress=sys.stderr.isatty(),
-            group=group,
-            cache=cache,
-            memory=args.memory,
-            fuzzy=not args.exact,
-            word_weights=args.word_weights,
-            copied_share=args.copied_share,
-        )
+        untied = has_untied_head(model)
+        results = initialized(model.get_input_embeddings(), None if untied else getattr(head, "bias", None))
+        heads = initialized(head, getattr(head, "bias", None)) if untied else [None] * len(results)
         if not first:
             return
         inputs = {name: None if (value := getattr(args, name)) is None else str(value) for name in _INPUTS}
         _print_counts(results[0].report["counts"], results[0].report["scripts"])
-        for rank, result in zip(args.rank, results, strict=True):
+        for rank, result, own in zip(args.rank, results, heads, strict=True):
             result.report |= {"command": args.command, "inputs": inputs, "memory": {"peak": peak_memory()}}
+            if own is not None:
+                result.report["head"] = {key: own.report[key] for key in ("explained_variance", "seconds")}
             name = _rank_name(rank) if len(args.rank) > 1 else ""
-            _write(folder / name, model, result, target_tokenizer, args.export_npy)
+            _write(folder / name, model, result, own, target_tokenizer, args.export_npy)
         if len(args.rank) > 1:
             write_html_report(folder)
-    seconds = sum(results[0].report["seconds"].values())
-    print(f"{args.out}: {_summary(results[0].report['counts'])} rows, initialised in {seconds:.1f} s")
+    seconds = sum(sum(each.report["seconds"].values()) for each in (results[0], heads[0]) if each is not None)
+    ends = "rows at both ends" if untied else "rows"
+    print(f"{args.out}: {_summary(results[0].report['counts'])} {ends}, initialised in {seconds:.1f} s")
     print(f"{args.out / 'initialization.html'} has the details")
     _print_warnings(results[0].report["warnings"])
     for token in args.explain or ():
@@ -204,15 +214,23 @@ def _rank_name(rank: int | None) -> str:
     return f"rank-{'full' if rank is None else rank}"
 
 
-def load_model(name: str, config):
-    """The checkpoint with its language-modelling head, masked before causal, or without one where its kind has none."""
+def auto_class(config):
+    """Masked before causal before sequence-to-sequence language modelling; ``AutoModel`` where there is none."""
     import transformers
 
     kinds = {
         transformers.AutoModelForMaskedLM: transformers.MODEL_FOR_MASKED_LM_MAPPING,
         transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        transformers.AutoModelForSeq2SeqLM: transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     }
-    auto = next((auto for auto, kind in kinds.items() if type(config) in kind), transformers.AutoModel)
+    return next((auto for auto, kind in kinds.items() if type(config) in kind), transformers.AutoModel)
+
+
+def load_model(name: str, config):
+    """The checkpoint with its language-modelling head, of the first kind that there is, or without one."""
+    import transformers
+
+    auto = auto_class(config)
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
     try:
@@ -224,12 +242,12 @@ def load_model(name: str, config):
     return model.eval()
 
 
-def _write(folder: Path, model, result, tokenizer, export_npy: bool) -> None:
+def _write(folder: Path, model, result, head, tokenizer, export_npy: bool) -> None:
     from ofa_fast import build_model
     from ofa_fast.initialization.html_report import write_html_report
 
     folder.mkdir(exist_ok=True)
-    build_model(model, result, tokenizer).save_pretrained(folder)
+    build_model(model, result, tokenizer, head).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     result.write(folder, export_npy=export_npy, tables=False)
     write_html_report(folder)
@@ -277,13 +295,14 @@ def _cache(args):
 def _print_plan(args, config, tokenizers, vectors, group, cache) -> None:
     """What it will take, at once; for a dry run also what it would give, which takes a tokenisation of the words."""
     import torch
-    from transformers import AutoModel
 
     from ofa_fast.initialization import estimate, plan
     from ofa_fast.initialization.diagnosis import warnings_of
+    from ofa_fast.models._convert import has_untied_head
 
     with torch.device("meta"):
-        model = AutoModel.from_config(config)
+        model = auto_class(config).from_config(config)
+    ends = 2 if has_untied_head(model) else 1
     shape = model.get_input_embeddings().weight.shape
     asked = {
         "rank": args.rank,
@@ -306,14 +325,15 @@ def _print_plan(args, config, tokenizers, vectors, group, cache) -> None:
         memory = planned["memory"]
     else:
         memory = estimate(shape, tokenizers, vectors, **asked)
-    body = sum(p.numel() for p in model.parameters()) - shape.numel()
+    body = sum(p.numel() for p in model.parameters()) - ends * shape.numel()
     rows, dim = len(tokenizers[1]), shape[1]
-    tables = [rows * (rank or dim) + ((rank or 0) * dim) for rank in args.rank]
+    tables = [ends * (rows * (rank or dim) + ((rank or 0) * dim)) for rank in args.rank]
     for rank, table in zip(args.rank, tables, strict=True):
         print(f"{_rank_name(rank):<10}table {table / 1e6:,.1f} M parameters, model {(body + table) / 1e6:,.1f} M")
     # The source model is held beside what initialize holds; then it, a new one and the results are.
-    peak = max(memory["peak"] + 4 * body, memory["results"] + 4 * (2 * body + max(tables) + shape.numel()))
-    least = f", {(memory['least'] + 4 * body) / 1e6:,.0f} MB at least" if args.memory is None else ""
+    held = 4 * (body + (ends - 1) * shape.numel()) + (ends - 1) * memory["results"]
+    peak = max(memory["peak"] + held, ends * memory["results"] + 4 * (2 * body + max(tables) + ends * shape.numel()))
+    least = f", {(memory['least'] + held) / 1e6:,.0f} MB at least" if args.memory is None else ""
     print(f"memory    {peak / 1e6:,.0f} MB at most{least}, beside Python and its libraries", flush=True)
 
 

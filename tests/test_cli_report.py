@@ -10,9 +10,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForMaskedLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
-from ofa_fast import WordVectors
+from ofa_fast import WordVectors, initialize
 from ofa_fast.cli import main
 
 SPECIAL = {"pad_token": "[PAD]", "unk_token": "[UNK]", "mask_token": "[MASK]"}
@@ -86,3 +97,43 @@ def test_without_vectors_warns_and_explains(place, tmp_path, capsys):
     assert main([*words, "--method", "random", "--out", str(tmp_path / "out"), "--explain", "the"]) == 0
     captured = capsys.readouterr()
     assert "ofa-fast: warning: Only " in captured.err and "the row of the source's" in captured.out
+
+
+def _llama(vocab_size: int) -> LlamaForCausalLM:
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 64}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=vocab_size, tie_word_embeddings=False, **sizes))
+
+
+def _t5(vocab_size: int) -> T5ForConditionalGeneration:
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=vocab_size, **sizes))
+    model.lm_head.weight = torch.nn.Parameter(torch.randn_like(model.lm_head.weight))  # though T5's configuration ties
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "auto"), [(_llama, AutoModelForCausalLM), (_t5, AutoModelForSeq2SeqLM)], ids=["llama", "t5"]
+)
+def test_init_makes_the_table_of_an_untied_head(place, tmp_path, capsys, make, auto):
+    source_tokenizer, tokenizer = (AutoTokenizer.from_pretrained(place / name) for name in ("source", "tokenizer"))
+    model = make(len(source_tokenizer))
+    model.save_pretrained(tmp_path / "source")
+    source_tokenizer.save_pretrained(tmp_path / "source")
+    more = ("--source", str(tmp_path / "source"), "--rank", "8,full")
+    if not model.config.tie_word_embeddings:
+        assert main(init(place, tmp_path / "out", *more, "--dry-run")) == 0
+        inner = sum(p.numel() for p in model.parameters()) - 2 * len(source_tokenizer) * 32
+        whole = (inner + 2 * 32 * len(tokenizer)) / 1e6
+        assert f"model {whole:,.1f} M" in capsys.readouterr().out.split("rank-full")[1]
+    assert main(init(place, tmp_path / "out", *more)) == 0
+    assert "rows at both ends" in capsys.readouterr().out
+    words = WordVectors.load(place / "v.safetensors")
+    for name, rank in (("rank-8", 8), ("rank-full", None)):
+        made, loading = auto.from_pretrained(tmp_path / "out" / name, output_loading_info=True)
+        assert not loading["missing_keys"] and not loading["unexpected_keys"]
+        ends = [(model.get_input_embeddings(), made.get_input_embeddings())]
+        ends.append((model.get_output_embeddings(), made.get_output_embeddings()))
+        for table, own in ends:
+            wanted = initialize(table.weight.detach(), source_tokenizer, tokenizer, words, rank=rank)
+            assert torch.equal(own.weight if rank is None else own.coordinates, wanted.coordinates)
+        assert json.loads((tmp_path / "out" / name / "initialization.json").read_text())["head"]["seconds"]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from ofa_fast.evaluation.extras import require
+from ofa_fast._extras import require
 from ofa_fast.evaluation.finetuning import Example, Recipe, finetune, input_length, predict
 from ofa_fast.evaluation.labelled import Texts, read_labelled
 from ofa_fast.evaluation.loading import load
@@ -31,7 +31,7 @@ def prepare(
     **recipe,
 ) -> Task:
     """Text classification for ``evaluate``; ``recipe`` are the fields of ``Recipe``, by default ``DEFAULTS``."""
-    metrics = require("sklearn.metrics")
+    metrics = require("sklearn.metrics", "evaluate")
     recipe = Recipe(**DEFAULTS | recipe)
     corpus = read_labelled(data, source, languages, bible)
     classes = sorted(set(corpus.train.labels))

@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from ofa_fast.evaluation.extras import require
+from ofa_fast._extras import require
 from ofa_fast.evaluation.finetuning import IGNORED, Example, Recipe, finetune, input_length, predict
 from ofa_fast.evaluation.loading import load
 from ofa_fast.evaluation.statistics import Measured, Task, micro_f1, ratio
@@ -45,13 +45,13 @@ class Kind:
 
 def entity_counts(gold: Tags, predicted: Tags) -> np.ndarray:
     """[sentences, 3]: entities that are right, predicted and gold."""
-    entities = require("seqeval.metrics.sequence_labeling").get_entities
+    entities = require("seqeval.metrics.sequence_labeling", "evaluate").get_entities
     found = [(set(entities(one)), set(entities(other))) for one, other in zip(gold, predicted, strict=True)]
     return np.array([[len(one & other), len(other), len(one)] for one, other in found], dtype=np.float64)
 
 
 def _entity_numbers(gold: Tags, predicted: Tags) -> dict:
-    metrics = require("seqeval.metrics")
+    metrics = require("seqeval.metrics", "evaluate")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # where nothing is predicted, precision is 0
         return {
@@ -69,12 +69,12 @@ def word_counts(gold: Tags, predicted: Tags) -> np.ndarray:
 
 
 def _word_numbers(gold: Tags, predicted: Tags) -> dict:
-    f1_score = require("sklearn.metrics").f1_score
+    f1_score = require("sklearn.metrics", "evaluate").f1_score
     right, guessed = ([tag for sentence in tags for tag in sentence] for tags in (gold, predicted))
     labels = sorted({*right, *guessed} - {POS.missing})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # seqeval: parts of speech are no entities
-        runs = float(require("seqeval.metrics").f1_score(gold, predicted))
+        runs = float(require("seqeval.metrics", "evaluate").f1_score(gold, predicted))
     return {
         "micro_f1": float(f1_score(right, guessed, labels=labels, average="micro", zero_division=0)),
         "macro_f1": float(f1_score(right, guessed, labels=labels, average="macro", zero_division=0)),
@@ -99,7 +99,7 @@ def prepare(
     **recipe,
 ) -> Task:
     """Tagging for ``evaluate``; ``recipe`` are the fields of ``Recipe``, by default ``DEFAULTS``."""
-    require("seqeval.metrics")
+    require("seqeval.metrics", "evaluate")
     recipe = Recipe(**DEFAULTS | recipe)
     corpus = read_tagged(data, kind.task, source, languages)
     classes = sorted({tag for sentence in corpus.train.tags for tag in sentence if tag is not None})

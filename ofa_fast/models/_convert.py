@@ -26,7 +26,8 @@ def build_model(source_model: PreTrainedModel, result, target_tokenizer, head=No
             the new model is of the source's own class.
         target_tokenizer: of at most Vt tokens; a table may have more rows than its tokenizer has tokens. The ids of
             special tokens in the configuration are taken from it.
-        head: for a source whose output table is not tied to its input table, the ``Initialization`` of the former.
+        head: for a source whose output table is not tied to its input table, the ``Initialization`` of the former:
+            ``initialize(source_model.get_output_embeddings().weight, …)`` with the other arguments as for the latter.
 
     Returns:
         The model, in the source's dtype, device and training mode. Peak extra memory: the model itself.
@@ -41,6 +42,8 @@ def build_model(source_model: PreTrainedModel, result, target_tokenizer, head=No
     stock = getattr(type(source_model), "stock_class", type(source_model))
     _check(source_model, result, target_tokenizer, head)
     values, shift = _target_config(source_model, result, target_tokenizer)
+    if head is not None:
+        values["tie_word_embeddings"] = False
     config_class = stock.config_class
     if result.basis is None:
         model_class = stock
@@ -56,6 +59,7 @@ def build_model(source_model: PreTrainedModel, result, target_tokenizer, head=No
         output = model.get_output_embeddings()
         if output is not None:
             if head is not None:
+                _untie(model)
                 _fill(output, head)
             per_token = _token_bias(model)
             if per_token is not None:
@@ -77,18 +81,21 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, FactorizedEmbedding):
         raise TypeError(f"model must have a factorised table, got {type(model).__name__}")
-    if head is not None and model.config.get_text_config().tie_word_embeddings:
-        for factor in ("coordinates", "basis"):
-            if not torch.equal(getattr(embedding, factor), getattr(head, factor)):
-                raise ValueError(
-                    f"model ties its head to its embedding, but their {factor} differ: "
-                    "train the factors themselves, not copies that an adapter makes of one end"
-                )
     stock = type(model).stock_class
     values = {name: value for name, value in model.config.to_dict().items() if name not in NOT_COPIED}
+    apart = has_untied_head(model)
+    if apart:
+        values["tie_word_embeddings"] = False
     config = stock.config_class(**values)
+    if apart and model.config.get_text_config().tie_word_embeddings != config.get_text_config().tie_word_embeddings:
+        raise ValueError(
+            "model ties its head to its embedding, but their factors differ: "
+            "train the factors themselves, not copies that an adapter makes of one end"
+        )
     config._attn_implementation = model.config._attn_implementation
     dense = _empty(stock, config, model.dtype)
+    if apart:
+        _untie(dense)
     _copy_layers(model, dense, {})
     exact = torch.promote_types(model.dtype, torch.float32)
     with torch.no_grad():
@@ -98,6 +105,37 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
             if isinstance(ours, FactorizedHead) and ours.bias is not None:
                 theirs.bias.copy_(ours.bias)
     return dense.to(model.device).train(model.training)
+
+
+def has_untied_head(model: PreTrainedModel) -> bool:
+    """Whether logits are computed from a table of their own.
+
+    A configuration that ties the two is no proof: transformers loads both of them where a checkpoint holds two that
+    differ, as those of mT5 do.
+    """
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None:
+        return False
+    if not model.config.get_text_config().tie_word_embeddings:
+        return True
+    return not all(
+        ours is theirs or torch.equal(ours, theirs)
+        for ours, theirs in zip(_tables(head), _tables(embedding), strict=True)
+    )
+
+
+def _tables(module: nn.Module) -> list[torch.Tensor]:
+    if isinstance(module, (FactorizedEmbedding, FactorizedHead)):
+        return [module.coordinates, module.basis]
+    return [module.weight]
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the head tables of its own where the configuration ties them, as T5's always does."""
+    head = model.get_output_embeddings()
+    for name in ("weight", "coordinates", "basis"):
+        if isinstance(parameter := getattr(head, name, None), nn.Parameter):
+            setattr(head, name, nn.Parameter(torch.empty_like(parameter)))
 
 
 def _check(source_model: PreTrainedModel, result, target_tokenizer, head) -> None:
@@ -113,7 +151,7 @@ def _check(source_model: PreTrainedModel, result, target_tokenizer, head) -> Non
         if got != width:
             raise ValueError(f"{name} is a table of width {got}, but the model's width is {width}")
     output = source_model.get_output_embeddings()
-    untied = output is not None and not source_model.config.get_text_config().tie_word_embeddings
+    untied = has_untied_head(source_model)
     if untied and head is None:
         raise ValueError(
             "the source model's output table is not tied to its input table: give its initialisation as head"

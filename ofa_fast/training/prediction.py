@@ -10,6 +10,7 @@ import shutil
 import sys
 from pathlib import Path
 
+from ofa_fast._extras import require
 from ofa_fast.training import cost
 from ofa_fast.training.text import Files, labelled, passages, rows_in
 
@@ -43,7 +44,7 @@ def estimate(
 
     Raises: as ``train``.
     """
-    from accelerate import PartialState
+    PartialState = require("accelerate", "train").PartialState
 
     from ofa_fast.training.run import REPORT, train
     from ofa_fast.training.settings import on_cpu

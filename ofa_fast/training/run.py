@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
+from ofa_fast._extras import require
 from ofa_fast._files import atomic_folder
 from ofa_fast.training import cost, report, settings
 from ofa_fast.training.checkpoints import Checkpoints
@@ -141,6 +142,7 @@ def train(
     """
     not_recorded = ("at_milestone", "resume", "overwrite", "progress")
     arguments = {name: value for name, value in locals().items() if name not in not_recorded}
+    require("accelerate", "train")
     settings.check(arguments)
     gradient_accumulation_steps = arguments["gradient_accumulation_steps"] = settings.accumulation(arguments)
     grams_per_kwh = cost.carbon_intensity(country)

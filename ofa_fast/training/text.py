@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ofa_fast._extras import require
 from ofa_fast._text import read_lines
 
 if TYPE_CHECKING:
@@ -109,8 +110,7 @@ def _json_rows(path: Path, argument: str) -> Iterator:
 
 
 def _saved(path: Path) -> Dataset:
-    import datasets
-
+    datasets = require("datasets", "train")
     saved = datasets.load_from_disk(str(path))
     if isinstance(saved, datasets.DatasetDict):
         raise ValueError(f"it holds several splits, name one of them: {', '.join(str(path / name) for name in saved)}")
@@ -118,8 +118,7 @@ def _saved(path: Path) -> Dataset:
 
 
 def _parquet(path: Path) -> IterableDataset:
-    import datasets
-
+    datasets = require("datasets", "train")
     # Streamed: the file is read as it is, and no copy goes to the cache of datasets.
     return datasets.Dataset.from_parquet(str(path), streaming=True)
 

@@ -11,12 +11,13 @@ from torch.testing import assert_close
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertForMaskedLM,
 )
 
-from ofa_fast import build_model
+from ofa_fast import build_model, to_dense
 
 AUTO = (AutoModel, AutoModelForMaskedLM, AutoModelForSequenceClassification, AutoModelForTokenClassification)
 
@@ -30,6 +31,32 @@ def test_an_untied_head_gets_a_table_of_its_own(tokenizers, verses):
     stock = build_model(source, dense(result), tokenizer, head=dense(head))
     batch = inputs(tokenizer, verses[:4])
     assert_close(outputs(factorized, batch), outputs(stock, batch), **TOLERANCE)
+
+
+@pytest.mark.parametrize("scale", [True, False])
+def test_a_head_that_is_untied_whatever_the_configuration_says(tokenizers, verses, tmp_path, scale):
+    """T5's configuration ties always; transformers loads both tables of a checkpoint where they differ, as mT5's do."""
+    tokenizer, source = tokenizers["bert"], source_model("t5", AutoModelForSeq2SeqLM, scale_decoder_outputs=scale)
+    source.lm_head.weight = torch.nn.Parameter(torch.randn_like(source.lm_head.weight))
+    assert source.config.tie_word_embeddings and source.config.scale_decoder_outputs == scale
+    result, head = table(260, WIDTH), table(260, WIDTH)
+    with pytest.raises(ValueError, match="not tied"):
+        build_model(source, result, tokenizer)
+    factorized = build_model(source, result, tokenizer, head=head)
+    stock = build_model(source, dense(result), tokenizer, head=dense(head))
+    assert torch.equal(stock.shared.weight, dense(result).coordinates)
+    assert torch.equal(stock.lm_head.weight, dense(head).coordinates)
+    batch = inputs(tokenizer, verses[:4])
+    wanted = outputs(stock, batch)
+    assert_close(outputs(factorized, batch), wanted, **TOLERANCE)
+    assert_close(outputs(to_dense(factorized), batch), wanted, **TOLERANCE)
+    for name, model in (("factorized", factorized), ("stock", stock), ("dense", to_dense(factorized))):
+        model.save_pretrained(tmp_path / name)
+        loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name).eval()
+        assert_close(outputs(loaded, batch), wanted, **TOLERANCE)
+    factorized(**batch, labels=batch["input_ids"]).loss.backward()
+    shared, own = factorized.shared.coordinates, factorized.lm_head.coordinates
+    assert shared is not own and shared.grad.abs().sum() > 0 and own.grad.abs().sum() > 0
 
 
 @pytest.mark.parametrize("auto", AUTO, ids=lambda auto: auto.__name__)

@@ -50,5 +50,5 @@ def test_a_dense_model_is_refused():
 def test_ends_that_have_come_apart_are_refused(tokenizers):
     model = built("bert", tokenizers)
     model.cls.predictions.decoder.basis = torch.nn.Parameter(model.cls.predictions.decoder.basis * 2)
-    with pytest.raises(ValueError, match="their basis differ"):
+    with pytest.raises(ValueError, match="their factors differ"):
         to_dense(model)
