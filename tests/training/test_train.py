@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from ofa_fast.nn import FactorizedEmbedding
-from ofa_fast.training import train
+from ofa_fast.training import estimate, train
 from ofa_fast.training.checkpoints import Checkpoints
 from ofa_fast.training.data import Stream, masking_collator
 from ofa_fast.training.packing import packed_sequences
@@ -264,6 +264,13 @@ def test_bad_input_is_named(change, error, message, dense_dir, texts, tmp_path, 
     with pytest.raises(error, match=message):
         train(dense_dir, out=tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("call", [train, estimate])
+def test_a_package_that_is_missing_is_named_with_its_extra(call, dense_dir, texts, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(ValueError, match=r"needs the package accelerate: pip install 'ofa-fast\[train\]'"):
+        call(dense_dir, texts, tmp_path / "out", **OPTIONS)
 
 
 def test_a_tokenizer_larger_than_the_table(dense_dir, tokenizer, texts, tmp_path):
