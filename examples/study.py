@@ -114,7 +114,7 @@ def main() -> None:
     parser.add_argument(
         "--extras",
         action="store_true",
-        help="fine-tune some arms of mono (topics, POS and NER, where DATA has them), and train two for longer",
+        help="fine-tune some arms of mono (topics, POS and NER, where DATA has them), and train them for longer",
     )
     parser.add_argument("--processes", type=int, default=2, help="arms at work at once (default: 2)")
     parser.add_argument("--note", help="what else a reader of the page should know, such as other load on the machine")

@@ -187,8 +187,12 @@ def _run(args, group) -> None:
 
         head = model.get_output_embeddings()
         untied = has_untied_head(model)
+        if untied and model.config.get_text_config().tie_word_embeddings:
+            print(
+                "head      a table of its own, whatever the configuration says: twice the parameters, results and time"
+            )
         results = initialized(model.get_input_embeddings(), None if untied else getattr(head, "bias", None))
-        heads = initialized(head, getattr(head, "bias", None)) if untied else [None] * len(results)
+        heads = initialized(head, getattr(head, "bias", None)) if untied else [None] * len(args.rank)
         if not first:
             return
         inputs = {name: None if (value := getattr(args, name)) is None else str(value) for name in _INPUTS}
@@ -215,15 +219,16 @@ def _rank_name(rank: int | None) -> str:
 
 
 def auto_class(config):
-    """Masked before causal before sequence-to-sequence language modelling; ``AutoModel`` where there is none."""
+    """The whole of an encoder-decoder; else masked before causal language modelling; else ``AutoModel``."""
     import transformers
 
-    kinds = {
-        transformers.AutoModelForMaskedLM: transformers.MODEL_FOR_MASKED_LM_MAPPING,
-        transformers.AutoModelForCausalLM: transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-        transformers.AutoModelForSeq2SeqLM: transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
-    }
-    return next((auto for auto, kind in kinds.items() if type(config) in kind), transformers.AutoModel)
+    kinds = [
+        (transformers.AutoModelForMaskedLM, transformers.MODEL_FOR_MASKED_LM_MAPPING),
+        (transformers.AutoModelForCausalLM, transformers.MODEL_FOR_CAUSAL_LM_MAPPING),
+    ]
+    if getattr(config, "is_encoder_decoder", False):
+        kinds = [(transformers.AutoModelForSeq2SeqLM, transformers.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING)]
+    return next((auto for auto, kind in kinds if type(config) in kind), transformers.AutoModel)
 
 
 def load_model(name: str, config):

@@ -6,24 +6,28 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 _SAMPLE = 1 << 16  # bytes
 
 
-def fingerprint(path: str | os.PathLike) -> str:
+def files_of(folder: Path) -> list[Path]:
+    """All that are not hidden, in order."""
+    files = (file for file in sorted(folder.rglob("*")) if file.is_file())
+    return [f for f in files if not any(part.startswith(".") for part in f.relative_to(folder).parts)]
+
+
+def fingerprint(path: str | os.PathLike, counts: Callable[[Path], bool] = lambda file: True) -> str:
     """16 hexadecimal digits that tell a file, or a folder's files, from others: names, sizes, and both ends of each.
 
     Times do not count: a copy is the same. Hidden files do not, either. A change in the middle of a long file that
     leaves its size as it was is not seen.
     """
     path, digest = Path(path), hashlib.sha256()
-    for file in sorted(f for f in path.rglob("*") if f.is_file()) if path.is_dir() else [path]:
+    for file in filter(counts, files_of(path)) if path.is_dir() else [path]:
         name = file.relative_to(path) if path.is_dir() else Path(file.name)
-        if any(part.startswith(".") for part in name.parts):
-            continue
         size = file.stat().st_size
         digest.update(f"{name.as_posix()}\0{size}\0".encode())
         with open(file, "rb") as content:

@@ -199,7 +199,8 @@ def test_one_rank_is_the_folder_itself(place, tmp_path):
     assert (tmp_path / "out" / "config.json").exists()
 
 
-def test_two_processes_initialise_what_one_does(place, tmp_path, monkeypatch):
+@pytest.mark.parametrize("head", ["tied", "untied"])
+def test_two_processes_initialise_what_one_does(place, tmp_path, monkeypatch, head):
     """Every file is the same bit for bit; small pieces, so that each process has several."""
     pieces = (
         "from ofa_fast.initialization import rows, subwords; rows.ROWS_PER_STREAM = 64; subwords.WORDS_PER_CHUNK = 99"
@@ -208,17 +209,23 @@ def test_two_processes_initialise_what_one_does(place, tmp_path, monkeypatch):
     monkeypatch.setattr("ofa_fast.initialization.rows.ROWS_PER_STREAM", 64)
     monkeypatch.setattr("ofa_fast.initialization.subwords.WORDS_PER_CHUNK", 99)
     options = ["--rank", "8,full", "--export-npy", "--copied-share", "0.5"]
+    if head == "untied":
+        options += ["--source", str(tmp_path / "source")]
+        model = BertForMaskedLM.from_pretrained(place / "source")
+        model.cls.predictions.decoder.weight = torch.nn.Parameter(torch.randn(model.config.vocab_size, 32))
+        model.save_pretrained(tmp_path / "source")
+        AutoTokenizer.from_pretrained(place / "source").save_pretrained(tmp_path / "source")
     assert main(init(place, tmp_path / "one", *options)) == 0
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*torchrun, str(tmp_path / "program.py"), *init(place, tmp_path / "two", *options)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("rows, initialised in") == 1
+    assert done.stdout.count(", initialised in") == 1
 
     files = sorted(path.relative_to(tmp_path / "one") for path in (tmp_path / "one").rglob("*.*"))
     files = [name for name in files if name.suffix != ".html"]  # of initialization.json alone, times included
     assert len(files) > 10
-    varying = ("seconds", "memory", "command")
+    varying = ("seconds", "memory", "command", "head")
     for name in files:
         one, two = ((tmp_path / folder / name).read_bytes() for folder in ("one", "two"))
         if name.name == "initialization.json":

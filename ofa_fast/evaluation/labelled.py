@@ -141,7 +141,7 @@ def _read_table(path: Path, language: str) -> Texts:
         text, label = _column(header, _TEXT, path), _column(header, _LABEL, path)
     pairs = []
     for number, row in rows:
-        if len(row) <= label:
+        if len(row) <= (max(text, label) if with_header else label):
             raise ValueError(f"data: {path}, line {number}: {len(row)} columns, expected {max(text, label) + 1}")
         pairs.append((row[text].strip() if text < len(row) else "", row[label].strip()))
     return _kept(pairs)

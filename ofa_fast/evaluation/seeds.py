@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from ofa_fast._files import atomic_file
+from ofa_fast._files import atomic_file, files_of
 from ofa_fast.evaluation.report import SUFFIXES
 from ofa_fast.evaluation.statistics import Measured
 
@@ -27,8 +29,10 @@ class Finished:
     def __init__(self, out: str | os.PathLike | None, inputs: list) -> None:
         self.folder = None
         if out is not None:
-            digest = hashlib.sha256(repr([_content(one, Path(out)) for one in inputs]).encode()).hexdigest()[:16]
-            self.folder = Path(out).with_name(f".{Path(out).name}.{digest}.seeds")
+            digest = hashlib.sha256()
+            for part in _parts(inputs, Path(out)):
+                digest.update(part.encode() + b"\0")
+            self.folder = Path(out).with_name(f".{Path(out).name}.{digest.hexdigest()[:16]}.seeds")
 
     def get(self, seed: int) -> tuple[dict[str, Measured], dict] | None:
         path = self.folder and self.folder / f"{seed}.npz"
@@ -54,18 +58,22 @@ class Finished:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _content(value, out: Path) -> object:
+def _parts(value, out: Path) -> Iterator[str]:
+    """All that makes up a value, piece by piece: a corpus may be long."""
     if isinstance(value, (str, os.PathLike)) and Path(value).is_dir():
         reports = {out.with_name(out.name + suffix).resolve() for suffix in SUFFIXES}
-        files = (path for path in sorted(Path(value).rglob("*")) if path.is_file() and path.resolve() not in reports)
-        named = [(path.relative_to(value), path.stat()) for path in files]
-        return [
-            (str(name), state.st_size, state.st_mtime_ns)
-            for name, state in named
-            if not any(part.startswith(".") for part in name.parts)
-        ]
-    if isinstance(value, np.ndarray):
-        return value.tolist()
-    if isinstance(value, dict):
-        return sorted((name, _content(one, out)) for name, one in value.items())
-    return str(value)
+        for file in files_of(Path(value)):
+            if file.resolve() not in reports:
+                yield f"{file.relative_to(value)} {file.stat().st_size} {file.stat().st_mtime_ns}"
+    elif isinstance(value, np.ndarray):
+        yield repr(value.tolist())
+    elif dataclasses.is_dataclass(value):
+        yield from _parts([getattr(value, field.name) for field in dataclasses.fields(value)], out)
+    elif isinstance(value, dict):
+        yield from _parts(sorted(value.items()), out)
+    elif isinstance(value, (list, tuple)):
+        yield str(len(value))
+        for one in value:
+            yield from _parts(one, out)
+    else:
+        yield str(value)

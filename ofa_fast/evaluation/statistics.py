@@ -33,7 +33,7 @@ class Task:
         source: the language that is left out of averages, as the data names it.
         settings: for the report.
         measure: what a seed's model did in each language, and notes on its fine-tuning.
-        corpus: all that was read; its ``repr`` tells it from another.
+        corpus: all that was read, to tell it from another.
         seeded: whether seeds make a difference.
     """
 

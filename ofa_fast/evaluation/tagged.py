@@ -16,7 +16,7 @@ _SPLIT = r"(?P<split>train|dev|test)"
 # files), and of XTREME and Glot500.
 _NAMES = (
     re.compile(_SPLIT + r"\.(?P<suffix>conllu|conll|iob2|tsv)"),
-    re.compile(r"(?P<language>[a-z]{2,3})_[^-]+-ud-" + _SPLIT + r"(-[a-z]+)?\.(?P<suffix>conllu|iob2)"),
+    re.compile(r"(?P<language>[a-z]{2,3})_[^-]+-ud-" + _SPLIT + r"(-[a-z0-9]+)*\.(?P<suffix>conllu|iob2)"),
     re.compile(_SPLIT + r"-(?P<language>[^.]+)\.(?P<suffix>tsv)"),
 )
 # UD and Universal NER name their files alike and lie side by side: of which tags one is, its suffix tells.

@@ -19,7 +19,7 @@ def build_model(source_model: PreTrainedModel, result, target_tokenizer, head=No
 
     Args:
         source_model: any transformers text model, such as ``AutoModelForMaskedLM.from_pretrained(...)`` returns. Its
-            layers are copied, its table is not looked at.
+            layers are copied; its tables are only looked at to see whether they are one.
         result: an ``Initialization``, or anything with ``coordinates`` [Vt, R], ``basis`` [R, D] or None, and ``bias``
             [Vt] or None. With a basis the new model's input embedding is a ``FactorizedEmbedding`` and its tied head
             computes logits = (h basisᵀ) coordinatesᵀ + bias. Without one, coordinates are the dense table [Vt, D] and
@@ -42,8 +42,6 @@ def build_model(source_model: PreTrainedModel, result, target_tokenizer, head=No
     stock = getattr(type(source_model), "stock_class", type(source_model))
     _check(source_model, result, target_tokenizer, head)
     values, shift = _target_config(source_model, result, target_tokenizer)
-    if head is not None:
-        values["tie_word_embeddings"] = False
     config_class = stock.config_class
     if result.basis is None:
         model_class = stock
@@ -76,25 +74,16 @@ def to_dense(model: PreTrainedModel) -> PreTrainedModel:
 
     Raises:
         TypeError: ``model`` has no factorised table.
-        ValueError: its configuration ties the head to the embedding, but their factors differ.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if not isinstance(embedding, FactorizedEmbedding):
         raise TypeError(f"model must have a factorised table, got {type(model).__name__}")
     stock = type(model).stock_class
     values = {name: value for name, value in model.config.to_dict().items() if name not in NOT_COPIED}
-    apart = has_untied_head(model)
-    if apart:
-        values["tie_word_embeddings"] = False
     config = stock.config_class(**values)
-    if apart and model.config.get_text_config().tie_word_embeddings != config.get_text_config().tie_word_embeddings:
-        raise ValueError(
-            "model ties its head to its embedding, but their factors differ: "
-            "train the factors themselves, not copies that an adapter makes of one end"
-        )
     config._attn_implementation = model.config._attn_implementation
     dense = _empty(stock, config, model.dtype)
-    if apart:
+    if has_untied_head(model):
         _untie(dense)
     _copy_layers(model, dense, {})
     exact = torch.promote_types(model.dtype, torch.float32)
@@ -111,23 +100,26 @@ def has_untied_head(model: PreTrainedModel) -> bool:
     """Whether logits are computed from a table of their own.
 
     A configuration that ties the two is no proof: transformers loads both of them where a checkpoint holds two that
-    differ, as those of mT5 do.
+    differ, as those of mT5 do. Only where the tables cannot be seen, on meta, is it taken at its word.
     """
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         return False
     if not model.config.get_text_config().tie_word_embeddings:
         return True
-    return not all(
-        ours is theirs or torch.equal(ours, theirs)
-        for ours, theirs in zip(_tables(head), _tables(embedding), strict=True)
-    )
+    for ours, theirs in zip(_tables(head), _tables(embedding), strict=False):
+        if (
+            ours is not theirs
+            and not (ours.is_meta or theirs.is_meta)
+            and not torch.equal(ours, theirs.to(ours.device))
+        ):
+            return True
+    return False
 
 
 def _tables(module: nn.Module) -> list[torch.Tensor]:
-    if isinstance(module, (FactorizedEmbedding, FactorizedHead)):
-        return [module.coordinates, module.basis]
-    return [module.weight]
+    names = ("coordinates", "basis") if hasattr(module, "coordinates") else ("weight",)
+    return [getattr(module, name) for name in names if hasattr(module, name)]
 
 
 def _untie(model: PreTrainedModel) -> None:
@@ -224,6 +216,7 @@ def _copy_layers(source: nn.Module, target: nn.Module, shift: dict[str, int]) ->
     ends = [m for model in (source, target) for m in (model.get_input_embeddings(), model.get_output_embeddings())]
     vocabulary = {id(p) for module in ends if module is not None for p in module.parameters()}
     kept = dict(source.named_parameters(remove_duplicate=False)) | dict(source.named_buffers())
+    rows = [model.get_input_embeddings().num_embeddings for model in (source, target)]
     with torch.no_grad():
         for name, parameter in [*target.named_parameters(), *target.named_buffers()]:
             if id(parameter) in vocabulary:
@@ -239,6 +232,8 @@ def _copy_layers(source: nn.Module, target: nn.Module, shift: dict[str, int]) ->
                     )
             elif name in kept and kept[name].shape == parameter.shape:
                 parameter.copy_(kept[name])
+            elif name in kept and [list(kept[name].shape), list(parameter.shape)] == [[own] for own in rows]:
+                parameter.zero_()  # a bias beside that of an untied head, which nothing reads
             elif isinstance(parameter, nn.Parameter):
                 raise ValueError(f"the source model has no {name} of shape {list(parameter.shape)}")
 

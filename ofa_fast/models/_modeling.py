@@ -143,7 +143,10 @@ class FactorizedModel:
             tied = getattr(config, "tie_word_embeddings", False)
             untied_shape = (table.num_embeddings, config.rank, table.embedding_dim)
             source = embedding if tied else FactorizedEmbedding(*untied_shape)
-            self.set_output_embeddings(LanguageModelHead(source, bias=head.bias is not None))
+            new = LanguageModelHead(source, bias=head.bias is not None)
+            self.set_output_embeddings(new)
+            if not tied:  # BERT's has the head's bias under a second name, which is only loaded where ends are tied
+                _part(self, new)
         for module in self.modules():
             if isinstance(module, PreTrainedModel):
                 for attribute in ("_tied_weights_keys", "all_tied_weights_keys"):
@@ -239,6 +242,14 @@ def _resized(parameter: nn.Parameter, rows: int, mean: bool) -> nn.Parameter:
     else:
         nn.init.normal_(added, std=parameter.shape[1] ** -0.5)
     return nn.Parameter(torch.cat([kept, added]), requires_grad=parameter.requires_grad)
+
+
+def _part(model: nn.Module, head: FactorizedHead) -> None:
+    """Give every other module that has the bias of ``head`` one of its own."""
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if module is not head and parameter is head.bias:
+                setattr(module, name, nn.Parameter(torch.zeros_like(parameter)))
 
 
 def _tied_factors(model: nn.Module, keys: dict[str, str]) -> dict[str, str]:

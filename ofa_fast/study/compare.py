@@ -18,7 +18,7 @@ from ofa_fast.study.arms import BIASES, Arm, check_arms
 from ofa_fast.study.collect import collect
 from ofa_fast.study.pages import write_pages
 from ofa_fast.study.stages import Comparison, locked
-from ofa_fast.study.tasks import Task, check_tasks
+from ofa_fast.study.tasks import Task, check_tasks, differs
 from ofa_fast.training.text import Files, check_files
 
 
@@ -150,13 +150,15 @@ def _claim(comparison: Comparison, arm: Arm, write: bool) -> None:
     folder = comparison.folder(arm)
     states, vectors = comparison.states, arm.recipe.vectors or next(iter(comparison.vectors), "")
     bias = arm.recipe.bias or comparison.bias
+    read = ["source", "tokenizer", *([f"vectors {vectors}"] if arm.recipe.needs_vectors else [])]
     made_with = {
-        "source": [str(comparison.source), states["source"]],
-        "tokenizer": [str(comparison.tokenizer_folder), states["tokenizer"]],
-        "vectors": [str(comparison.vectors[vectors]), states[f"vectors {vectors}"]] if arm.recipe.needs_vectors else [],
+        "source": str(comparison.source),
+        "tokenizer": str(comparison.tokenizer_folder),
+        "vectors": str(comparison.vectors.get(vectors)),
+        "states": {name: states[name] for name in read},
         "steps": arm.steps,
         "points": list(comparison.points) if arm.steps else [],
-        "bias": bias,
+        "bias": comparison.bias,
         "train_files": states["train_files"] if arm.steps or bias == "frequencies" else "",
         "eval_files": states["eval_files"] if arm.steps else "",
         "training": {name: str(value) for name, value in comparison.training.items()} if arm.steps else {},
@@ -164,11 +166,10 @@ def _claim(comparison: Comparison, arm: Arm, write: bool) -> None:
     path = folder / "arm.json"
     if (folder / "initialised").exists() and path.exists():
         before = json.loads(path.read_text("utf-8"))
-        for name, value in made_with.items():
-            if before.get(name) != value:
-                raise ValueError(
-                    f"out: {folder} was made with {name} {before.get(name)}, not {value}; choose another out"
-                )
+        for name in differs(before, made_with):
+            raise ValueError(
+                f"out: {folder} was made with {name} {before[name]}, not {made_with[name]}; choose another out"
+            )
     elif write:
         with atomic_file(path) as file:
             file.write_text(json.dumps(made_with, indent=1), "utf-8")

@@ -25,6 +25,7 @@ from pathlib import Path
 import torch
 
 from ofa_fast._files import atomic_folder, fingerprint
+from ofa_fast.evaluation.report import SUFFIXES
 from ofa_fast.initialization import WordVectors, initialize
 from ofa_fast.models import build_model
 from ofa_fast.study.arms import Arm
@@ -94,13 +95,25 @@ class Comparison:
     @cached_property
     def states(self) -> dict[str, str]:
         """A fingerprint of all that is read, to tell whether an arm and an evaluation are of the same."""
+        out = self.out.resolve()
+
+        def own(file: Path) -> bool:
+            return file.resolve().is_relative_to(out)
+
         vectors = {f"vectors {name}": path for name, path in self.vectors.items()}
-        data = {f"task {task.name}": task.data for task in self.tasks}
-        found = {"source": self.source, "tokenizer": self.tokenizer_folder, **vectors, **data}
-        states = {name: fingerprint(path) if Path(path).exists() else "" for name, path in found.items()}
+        found = {"source": self.source, "tokenizer": self.tokenizer_folder, **vectors}
+        states = {
+            name: fingerprint(path, lambda file: not own(file)) if Path(path).exists() else ""
+            for name, path in found.items()
+        }
+        for task in self.tasks:  # reports of their evaluation may lie beside them
+            prints = [
+                fingerprint(f, lambda file: not own(file) and file.suffix not in SUFFIXES) for f in task.folders()
+            ]
+            states[f"task {task.name}"] = " ".join(prints)
         for name, files in (("train_files", self.train_files), ("eval_files", self.eval_files)):
-            prints = "\n".join(f"{language} {fingerprint(path)}" for language, path in files)
-            states[name] = hashlib.sha256(prints.encode()).hexdigest()[:16]
+            prints = [f"{language} {fingerprint(path)}" for language, path in files]
+            states[name] = hashlib.sha256("\n".join(prints).encode()).hexdigest()[:16]
         return states
 
     def folder(self, arm: Arm) -> Path:
@@ -162,7 +175,7 @@ class Comparison:
     def measure(self, arm: Arm, step: int, model: Path, tasks: Sequence[Task]) -> None:
         for task in tasks:
             file = self.evaluation(arm, task, step)
-            measure(task, model, file, self.language, arm.seed, self.states[f"task {task.name}"])
+            measure(task, model, file, self.language, arm.seed, {"state": self.states[f"task {task.name}"]})
 
     def run(self, arm: Arm) -> None:
         """All that is left of an arm, whose model is initialised."""
@@ -200,15 +213,16 @@ class Comparison:
 
     def finished(self, arm: Arm) -> bool:
         ends = {0, arm.steps}
-        trained = not arm.steps or (self.folder(arm) / "trained").exists()
-        return trained and all(self.evaluation(arm, task, step).exists() for task in self.tasks for step in ends)
+        made = (self.folder(arm) / ("trained" if arm.steps else "initialised")).exists()
+        return made and all(self.evaluation(arm, task, step).exists() for task in self.tasks for step in ends)
 
     def measure_source(self, wait: bool) -> None:
         """The source model as it is, with its own tokenizer, on every task."""
         with locked(self.out / "source" / ".lock", wait) as mine:
             for task in self.tasks if mine else ():
                 file = self.out / "source" / f"{task.name}-step-0.json"
-                measure(task, self.source, file, self.language, 0, self.states[f"task {task.name}"])
+                states = {"state": self.states[f"task {task.name}"], "model": [str(self.source), self.states["source"]]}
+                measure(task, self.source, file, self.language, 0, states)
 
 
 @torch.no_grad()

@@ -41,32 +41,38 @@ class Task:
         object.__setattr__(self, "data", Path(self.data))
         object.__setattr__(self, "name", self.name or f"{self.kind}-{self.data.name}")
 
+    def folders(self) -> list[Path]:
+        """All that is read: verse ids are those of texts elsewhere."""
+        verses = [self.data / "bible", self.data.parent / "bible"] if (self.data / "train.tsv").exists() else []
+        verses = [Path(self.options["bible"])] if "bible" in self.options else verses
+        return [self.data, *(folder for folder in verses if folder.is_dir())]
 
-def measure(task: Task, model: Path | str, file: Path, source: str, seed: int, state: str) -> dict:
+
+def measure(task: Task, model: Path | str, file: Path, source: str, seed: int, states: dict) -> dict:
     """The task's result for a model folder, from ``file`` where it is there already.
 
     Args:
-        state: the ``fingerprint`` of the task's data.
+        states: what tells the task's data, and a model that no arm is, from others.
 
     Returns what ``evaluate`` does, and "made_by", what it was asked for.
     """
-    about = {
-        "kind": task.kind,
-        "data": str(task.data),
-        "state": state,
-        "language": source,
-        "options": json.loads(json.dumps(task.options, default=str)),
-    }
+    options = json.loads(json.dumps(task.options, default=str))
+    about = {"kind": task.kind, "data": str(task.data), "language": source, "options": options} | states
     if not file.exists():
         result = evaluate(model, task.data, task.kind, source=source, seeds=[seed], **task.options) | {"made_by": about}
         with atomic_file(file) as work:
             work.write_text(json.dumps(result, indent=1, ensure_ascii=False, default=str) + "\n", "utf-8")
     result = json.loads(file.read_text("utf-8"))
-    if result["made_by"] != about:
+    if differs(result["made_by"], about):
         raise ValueError(
             f"eval: {file} was measured with {result['made_by']}, not {about}; choose another out, or delete it"
         )
     return result
+
+
+def differs(before: dict, now: dict) -> list[str]:
+    """The keys of values that are others than before; an earlier version wrote fewer of them."""
+    return [key for key, value in now.items() if before.get(key, value) != value]
 
 
 def check_tasks(tasks: Sequence[Task]) -> list[Task]:

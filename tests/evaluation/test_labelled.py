@@ -75,6 +75,9 @@ def test_a_table_with_an_unnamed_first_column(tmp_path):
         )
     found = read_labelled(tmp_path).train
     assert (found.texts, found.labels, found.dropped) == (["good film", "bad film"], ["pos", "neg"], 1)
+    write(tmp_path / "eng" / "train.tsv", 'label\ttext\npos\t"a text of\ntwo lines"\n')
+    with pytest.raises(ValueError, match=r"train.tsv, line 3: 1 columns, expected 2"):
+        read_labelled(tmp_path)
 
 
 def test_empty_parts(tmp_path):
@@ -138,7 +141,7 @@ def test_conllu_words_are_syntactic(tmp_path):
 
 
 def test_treebanks_of_a_language_are_taken_together(tmp_path):
-    for name in ("English-EWT/en_ewt-ud-train-a", "English-EWT/en_ewt-ud-train-b", "English-GUM/en_gum-ud-train"):
+    for name in ("English-EWT/en_ewt-ud-train-a", "English-EWT/en_ewt-ud-train-b-2", "English-GUM/en_gum-ud-train"):
         write(tmp_path / f"UD_{name}.conllu", CONLLU)
     write(tmp_path / "UD_German-PUD" / "de_pud-ud-test.conllu", CONLLU)
     found = read_tagged(tmp_path, "pos", languages=["deu"])

@@ -11,7 +11,6 @@ from torch.testing import assert_close
 from transformers import (
     AutoModel,
     AutoModelForMaskedLM,
-    AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
     AutoModelForTokenClassification,
     BertForMaskedLM,
@@ -33,30 +32,37 @@ def test_an_untied_head_gets_a_table_of_its_own(tokenizers, verses):
     assert_close(outputs(factorized, batch), outputs(stock, batch), **TOLERANCE)
 
 
-@pytest.mark.parametrize("scale", [True, False])
-def test_a_head_that_is_untied_whatever_the_configuration_says(tokenizers, verses, tmp_path, scale):
-    """T5's configuration ties always; transformers loads both tables of a checkpoint where they differ, as mT5's do."""
-    tokenizer, source = tokenizers["bert"], source_model("t5", AutoModelForSeq2SeqLM, scale_decoder_outputs=scale)
-    source.lm_head.weight = torch.nn.Parameter(torch.randn_like(source.lm_head.weight))
-    assert source.config.tie_word_embeddings and source.config.scale_decoder_outputs == scale
-    result, head = table(260, WIDTH), table(260, WIDTH)
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        *(("t5", {"scale_decoder_outputs": scale}) for scale in (True, False)),  # its configuration always ties
+        *((name, {}) for name in ("bert", "roberta", "bart")),
+        *((name, {"tie_word_embeddings": False}) for name in ("bert", "roberta")),
+    ],
+)
+def test_a_head_that_is_untied_whatever_the_configuration_says(tokenizers, verses, tmp_path, model_type, changes):
+    """Transformers loads both tables of a checkpoint where they differ, as mT5's do."""
+    tokenizer, source = tokenizers["bert"], source_model(model_type, **changes)
+    own = source.get_output_embeddings()
+    own.weight = torch.nn.Parameter(torch.randn_like(own.weight))
+    bias = getattr(own, "bias", None)
+    result, head = table(260, WIDTH), table(260, WIDTH, bias=bias is not None)
     with pytest.raises(ValueError, match="not tied"):
         build_model(source, result, tokenizer)
     factorized = build_model(source, result, tokenizer, head=head)
     stock = build_model(source, dense(result), tokenizer, head=dense(head))
-    assert torch.equal(stock.shared.weight, dense(result).coordinates)
-    assert torch.equal(stock.lm_head.weight, dense(head).coordinates)
+    assert torch.equal(stock.get_input_embeddings().weight, dense(result).coordinates)
+    assert torch.equal(stock.get_output_embeddings().weight, dense(head).coordinates)
     batch = inputs(tokenizer, verses[:4])
     wanted = outputs(stock, batch)
-    assert_close(outputs(factorized, batch), wanted, **TOLERANCE)
-    assert_close(outputs(to_dense(factorized), batch), wanted, **TOLERANCE)
     for name, model in (("factorized", factorized), ("stock", stock), ("dense", to_dense(factorized))):
+        assert_close(outputs(model, batch), wanted, **TOLERANCE)
         model.save_pretrained(tmp_path / name)
-        loaded = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name).eval()
+        loaded = LANGUAGE_MODEL[model_type].from_pretrained(tmp_path / name).eval()
         assert_close(outputs(loaded, batch), wanted, **TOLERANCE)
     factorized(**batch, labels=batch["input_ids"]).loss.backward()
-    shared, own = factorized.shared.coordinates, factorized.lm_head.coordinates
-    assert shared is not own and shared.grad.abs().sum() > 0 and own.grad.abs().sum() > 0
+    ends = factorized.get_input_embeddings().coordinates, factorized.get_output_embeddings().coordinates
+    assert ends[0] is not ends[1] and all(end.grad.abs().sum() > 0 for end in ends)
 
 
 @pytest.mark.parametrize("auto", AUTO, ids=lambda auto: auto.__name__)

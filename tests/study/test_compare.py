@@ -230,9 +230,11 @@ def test_arms_and_evaluations_of_other_files_are_refused(world, out, tmp_path):
         files[0].write_text(files[0].read_text("utf-8").swapcase(), "utf-8")
         with pytest.raises(ValueError, match=f"was made with {kind}"):
             compare(arms=ARMS[:1], out=out, **(world | {kind: files}))
-    other = {"linked": world["vectors"]["unlinked"], "unlinked": world["vectors"]["unlinked"]}
-    with pytest.raises(ValueError, match="was made with vectors"):
-        compare(arms=ARMS[:1], out=out, **(world | {"vectors": other}))
+    own = world | {"tasks": [], "vectors": {"own": Path(shutil.copy(world["vectors"]["linked"], tmp_path))}}
+    compare(arms=arms_of(["ofa"], [8], [0], 0), out=tmp_path / "made", **own)
+    shutil.copy(world["vectors"]["unlinked"], own["vectors"]["own"])
+    with pytest.raises(ValueError, match=r"was made with states .*vectors own"):
+        compare(arms=arms_of(["ofa"], [8], [0], 0), out=tmp_path / "made", **own)
     with pytest.raises(ValueError, match=r"was measured with .*'language': 'eng'.*, not .*'language': 'deu'"):
         compare(arms=ARMS[:1], out=out, **(world | {"language": "deu"}))
     shutil.copytree(world["tasks"][0].data, copy)
@@ -242,6 +244,38 @@ def test_arms_and_evaluations_of_other_files_are_refused(world, out, tmp_path):
     (copy / "deu.txt").write_text((copy / "deu.txt").read_text("utf-8").swapcase(), "utf-8")
     with pytest.raises(ValueError, match=r"was measured with .*'state'"):
         compare(arms=arms, out=tmp_path / "out", **(world | {"tasks": [task]}))
+
+
+def test_what_an_earlier_version_wrote_down_is_compared(world, tmp_path):
+    arms, out = arms_of(["ofa"], [8], [0], 0), tmp_path / "out"
+    compare(arms=arms, out=out, **world)
+    (path,) = out.glob("*/arm.json")
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "states"}))
+    for path in out.glob("*/evaluations/*.json"):
+        result = json.loads(path.read_text("utf-8"))
+        result["made_by"] = {key: result["made_by"][key] for key in ("kind", "data", "options")}
+        path.write_text(json.dumps(result), "utf-8")
+    compare(arms=arms, out=out, **world)
+    with pytest.raises(ValueError, match="was made with bias frequencies, not zero"):
+        compare(arms=arms, out=out, **(world | {"bias": "zero"}))
+
+
+def test_the_source_of_another_model_is_measured_anew(world, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(MemoryError):
+        patch.setattr(Comparison, "initialise", lambda *_: (_ for _ in ()).throw(MemoryError))
+        compare(arms=arms_of(["random"], [8], [0], 0), out=tmp_path / "out", **world)
+    other = shutil.copytree(world["source"], tmp_path / "other")
+    with pytest.raises(ValueError, match=r"source.*was measured with .*'model'"):
+        compare(arms=arms_of(["random"], [8], [0], 0), out=tmp_path / "out", **(world | {"source": other}))
+
+
+def test_what_lies_beside_the_data_makes_no_difference(world, tmp_path):
+    data = shutil.copytree(world["tasks"][0].data, tmp_path / "data")
+    tasks = [Task("retrieval", data, "copied", options={"k": (1,)})]
+    call = {"arms": arms_of(["random"], [8], [0], 0), "out": data / "compared", **(world | {"tasks": tasks})}
+    compare(**call)
+    (data / "report.json").write_text("{}")
+    compare(**call)
 
 
 def test_what_failed_before_an_arm_was_made_claims_nothing(world, tmp_path, monkeypatch):
