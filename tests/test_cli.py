@@ -85,10 +85,9 @@ def place(tmp_path_factory) -> Path:
     torch.manual_seed(0)
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     vocab_size = len(AutoTokenizer.from_pretrained(place / "source"))
-    BertForMaskedLM(BertConfig(vocab_size=vocab_size, max_position_embeddings=64, **sizes)).save_pretrained(
-        place / "source"
-    )
-    texts = [str(place / "bible" / f"{language}.txt") for language in LANGUAGES]
+    config = BertConfig(vocab_size=vocab_size, max_position_embeddings=64, **sizes)
+    BertForMaskedLM(config).save_pretrained(place / "source")
+    texts = [str(place / "bible" / f"{one}.txt") for one in LANGUAGES]
     assert main(["vectors", "build", "--parallel", *texts, "--dim", "16", "--out", str(place / "v.safetensors")]) == 0
     return place
 
@@ -202,10 +201,9 @@ def test_one_rank_is_the_folder_itself(place, tmp_path):
 @pytest.mark.parametrize("head", ["tied", "untied"])
 def test_two_processes_initialise_what_one_does(place, tmp_path, monkeypatch, head):
     """Every file is the same bit for bit; small pieces, so that each process has several."""
-    pieces = (
-        "from ofa_fast.initialization import rows, subwords; rows.ROWS_PER_STREAM = 64; subwords.WORDS_PER_CHUNK = 99"
-    )
-    (tmp_path / "program.py").write_text(f"import sys; from ofa_fast.cli import main; {pieces}; sys.exit(main())")
+    small = "rows.ROWS_PER_STREAM = 64; subwords.WORDS_PER_CHUNK = 99"
+    program = f"import sys; from ofa_fast.initialization import rows, subwords; {small}"
+    (tmp_path / "program.py").write_text(f"{program}; from ofa_fast.cli import main; sys.exit(main())")
     monkeypatch.setattr("ofa_fast.initialization.rows.ROWS_PER_STREAM", 64)
     monkeypatch.setattr("ofa_fast.initialization.subwords.WORDS_PER_CHUNK", 99)
     options = ["--rank", "8,full", "--export-npy", "--copied-share", "0.5"]
