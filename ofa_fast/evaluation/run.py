@@ -75,7 +75,7 @@ def evaluate(
         raise ValueError("seeds: expected at least one")
     _check_options(task, options)
     prepared = TASKS[task](model, data, source, languages, progress, **options)
-    finished = Finished(out, [model, prepared.corpus, task, source, languages, options, _versions()])
+    finished = Finished(out, model, [prepared.corpus, task, source, languages, options, _versions()])
     runs, tuning = [], []
     for seed in seeds if prepared.seeded else seeds[:1]:
         measured, notes = finished.get(seed) or finished.put(seed, *prepared.measure(seed))

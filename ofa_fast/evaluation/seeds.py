@@ -22,15 +22,16 @@ class Finished:
 
     Args:
         out: where the report will be; None keeps nothing.
-        inputs: all that a seed's numbers depend on. Of a folder, the names, sizes and times of its files, but for
-            those that are hidden and for the report itself.
+        model: if it is a folder, the names, sizes and times of its files tell it from another, but for those that are
+            hidden and for the report itself.
+        inputs: all else that a seed's numbers depend on.
     """
 
-    def __init__(self, out: str | os.PathLike | None, inputs: list) -> None:
+    def __init__(self, out: str | os.PathLike | None, model: str | os.PathLike, inputs: list) -> None:
         self.folder = None
         if out is not None:
             digest = hashlib.sha256()
-            for part in _parts(inputs, Path(out)):
+            for part in _parts([str(model), _files(Path(model), Path(out)), inputs]):
                 digest.update(part.encode() + b"\0")
             self.folder = Path(out).with_name(f".{Path(out).name}.{digest.hexdigest()[:16]}.seeds")
 
@@ -58,22 +59,23 @@ class Finished:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _parts(value, out: Path) -> Iterator[str]:
+def _files(model: Path, out: Path) -> list[tuple]:
+    reports = {out.with_name(out.name + suffix).resolve() for suffix in SUFFIXES}
+    files = [file for file in files_of(model) if file.resolve() not in reports] if model.is_dir() else []
+    return [(file.relative_to(model), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def _parts(value) -> Iterator[str]:
     """All that makes up a value, piece by piece: a corpus may be long."""
-    if isinstance(value, (str, os.PathLike)) and Path(value).is_dir():
-        reports = {out.with_name(out.name + suffix).resolve() for suffix in SUFFIXES}
-        for file in files_of(Path(value)):
-            if file.resolve() not in reports:
-                yield f"{file.relative_to(value)} {file.stat().st_size} {file.stat().st_mtime_ns}"
-    elif isinstance(value, np.ndarray):
+    if isinstance(value, np.ndarray):
         yield repr(value.tolist())
     elif dataclasses.is_dataclass(value):
-        yield from _parts([getattr(value, field.name) for field in dataclasses.fields(value)], out)
+        yield from _parts([getattr(value, field.name) for field in dataclasses.fields(value)])
     elif isinstance(value, dict):
-        yield from _parts(sorted(value.items()), out)
+        yield from _parts(sorted(value.items()))
     elif isinstance(value, (list, tuple)):
         yield str(len(value))
         for one in value:
-            yield from _parts(one, out)
+            yield from _parts(one)
     else:
         yield str(value)
