@@ -188,9 +188,7 @@ def _run(args, group) -> None:
         head = model.get_output_embeddings()
         untied = has_untied_head(model)
         if untied and model.config.get_text_config().tie_word_embeddings:
-            print(
-                "head      a table of its own, whatever the configuration says: twice the parameters, results and time"
-            )
+            print("head      a table of its own, whatever the configuration says: twice the results and time")
         results = initialized(model.get_input_embeddings(), None if untied else getattr(head, "bias", None))
         heads = initialized(head, getattr(head, "bias", None)) if untied else [None] * len(args.rank)
         if not first:

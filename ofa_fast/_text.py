@@ -53,6 +53,13 @@ def read_table(path: str | os.PathLike, argument: str, quoted: bool) -> Iterator
         yield number, cells
 
 
+def read_headed(path: str | os.PathLike, argument: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The names of the columns of a table whose cells may be quoted, and its rows as ``read_table`` gives them."""
+    rows = read_table(path, argument, quoted=True)
+    _, header = next(rows, (1, []))
+    return [cell.strip() for cell in header], rows
+
+
 def max_positions(model: PreTrainedModel) -> int | None:
     """The longest input the position embeddings of ``model`` take, in tokens; None where there is no such limit.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ofa_fast._text import read_lines, read_table
+from ofa_fast._text import read_headed, read_lines, read_table
 from ofa_fast.evaluation.languages import find_language
 from ofa_fast.evaluation.parallel import RANGE, line_aligned
 
@@ -125,7 +125,6 @@ def _named_files(data: Path) -> dict[str, dict[str, Path]]:
 
 
 def _column(header: list[str], names: Sequence[str], path: Path) -> int:
-    header = [cell.strip() for cell in header]
     for name in names:
         if name in header:
             return header.index(name)
@@ -135,10 +134,11 @@ def _column(header: list[str], names: Sequence[str], path: Path) -> int:
 def _read_table(path: Path, language: str) -> Texts:
     text, label = 2, 1  # of Taxi1500: id, label, verse, written as they are
     with_header = path.stem in SPLITS
-    rows = read_table(path, "data", quoted=with_header)
     if with_header:
-        _, header = next(rows, (1, []))
+        header, rows = read_headed(path, "data")
         text, label = _column(header, _TEXT, path), _column(header, _LABEL, path)
+    else:
+        rows = read_table(path, "data", quoted=False)
     pairs = []
     for number, row in rows:
         if len(row) <= (max(text, label) if with_header else label):
@@ -172,8 +172,7 @@ class _Verses:
         text = list(read_lines(self.files[language], "bible"))
         if len(text) != len(self.line):
             raise ValueError(f"bible: {self.files[language]} has {len(text)} lines, but vref.txt {len(self.line)}")
-        rows = read_table(path, "data", quoted=True)
-        _, header = next(rows, (1, []))
+        header, rows = read_headed(path, "data")
         verse, label = _column(header, ("vref",), path), _column(header, _LABEL, path)
         pairs = []
         for number, row in rows:

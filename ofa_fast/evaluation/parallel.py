@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ofa_fast._text import read_lines, read_table
+from ofa_fast._text import read_headed, read_lines
 from ofa_fast.evaluation.languages import find_language
 
 # How eBible files mark a verse that is merged into the one above.
@@ -183,9 +183,7 @@ def _read_sib200(folder: Path, splits: Sequence[str]) -> dict[int, str]:
     sentences = {}
     for split in splits:
         path = folder / f"{split}.tsv"
-        rows = read_table(path, "data", quoted=True)
-        _, header = next(rows, (1, []))
-        header = [cell.strip() for cell in header]
+        header, rows = read_headed(path, "data")
         if not {"index_id", "text"} <= set(header):
             raise ValueError(f"data: {path} needs the columns index_id and text, it has {', '.join(header) or 'none'}")
         place, text = header.index("index_id"), header.index("text")

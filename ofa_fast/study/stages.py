@@ -97,19 +97,14 @@ class Comparison:
         """A fingerprint of all that is read, to tell whether an arm and an evaluation are of the same."""
         out = self.out.resolve()
 
-        def own(file: Path) -> bool:
-            return file.resolve().is_relative_to(out)
+        def given(file: Path) -> bool:
+            return not file.resolve().is_relative_to(out)
 
         vectors = {f"vectors {name}": path for name, path in self.vectors.items()}
         found = {"source": self.source, "tokenizer": self.tokenizer_folder, **vectors}
-        states = {
-            name: fingerprint(path, lambda file: not own(file)) if Path(path).exists() else ""
-            for name, path in found.items()
-        }
+        states = {name: fingerprint(path, given) if Path(path).exists() else "" for name, path in found.items()}
         for task in self.tasks:  # reports of their evaluation may lie beside them
-            prints = [
-                fingerprint(f, lambda file: not own(file) and file.suffix not in SUFFIXES) for f in task.folders()
-            ]
+            prints = [fingerprint(f, lambda file: given(file) and file.suffix not in SUFFIXES) for f in task.folders()]
             states[f"task {task.name}"] = " ".join(prints)
         for name, files in (("train_files", self.train_files), ("eval_files", self.eval_files)):
             prints = [f"{language} {fingerprint(path)}" for language, path in files]

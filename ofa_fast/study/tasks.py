@@ -43,7 +43,7 @@ class Task:
 
     def folders(self) -> list[Path]:
         """All that is read: verse ids are those of texts elsewhere."""
-        verses = [self.data / "bible", self.data.parent / "bible"] if (self.data / "train.tsv").exists() else []
+        verses = [self.data.parent / "bible"] if (self.data / "train.tsv").exists() else []
         verses = [Path(self.options["bible"])] if "bible" in self.options else verses
         return [self.data, *(folder for folder in verses if folder.is_dir())]
 
