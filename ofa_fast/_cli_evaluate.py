@@ -45,7 +45,7 @@ def register(_commands, subparser) -> None:
     add = group("retrieval")
     add("--layer", type=int, help="whose states are used, 0 the embeddings (default: two thirds up)")
     add("--pooling", choices=("mean", "max", "cls"), help="of a sentence's states (default: mean)")
-    add("--similarity", choices=("cosine", "csls"), help="(default: cosine)")
+    add("--similarity", choices=("cosine", "csls", "centered"), help="(default: cosine)")
     add("--k", type=numbers, metavar="K,...", help="accuracies at these, the largest is the score (default: 1,5,10)")
     add("--lines", type=lines, metavar="FIRST-LAST", help="of line-aligned texts, only these (from 1)")
     add("--max-pairs", type=positive, help="at most so many a language, drawn by the seed")

@@ -34,7 +34,11 @@ def _csls_ranks(queries: torch.Tensor, keys: torch.Tensor, k: int) -> torch.Tens
     return topk_similarity(torch.cat([2 * queries, -ones], 1), torch.cat([keys, crowding], 1), k, "dot")[1]
 
 
-SIMILARITIES = {"cosine": _cosine_ranks, "csls": _csls_ranks}
+def _centered_ranks(queries: torch.Tensor, keys: torch.Tensor, k: int) -> torch.Tensor:
+    return topk_similarity(*(x.float() - x.float().mean(0) for x in (queries, keys)), k)[1]
+
+
+SIMILARITIES = {"cosine": _cosine_ranks, "csls": _csls_ranks, "centered": _centered_ranks}
 
 
 def _hits(source: torch.Tensor, target: torch.Tensor, k: Sequence[int], similarity: str) -> torch.Tensor:
@@ -71,7 +75,9 @@ def retrieval_accuracy(
     Args:
         similarity: "cosine", or "csls" (Conneau et al. 2018, arXiv 1710.04087, section 2.3):
             ``csls(x, y) = 2 cos(x, y) - r(x) - r(y)`` with r the mean cosine of a row and its 10 nearest of the other
-            side, which keeps a row that is near everything from being everyone's nearest.
+            side, which keeps a row that is near everything from being everyone's nearest; or "centered", the cosine
+            after each table's mean row is taken from its rows (Libovický et al. 2020, arXiv 2004.05160),
+            which leaves out what all sentences of a language have in common.
 
     Returns:
         ``{"source_to_target": {"top1": …}, "target_to_source": …, "mean": …, "chance": …}`` with the accuracies 0 … 1

@@ -34,7 +34,7 @@ def test_sentence_vectors_are_those_of_the_cpu(device, pooling, model, tokenizer
     assert_close(ours, true, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "csls"])
+@pytest.mark.parametrize("similarity", ["cosine", "csls", "centered"])
 def test_retrieval_takes_vectors_where_they_are(device, similarity):
     generator = torch.Generator().manual_seed(0)
     source = torch.randn(90, 16, generator=generator)

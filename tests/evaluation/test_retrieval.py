@@ -29,7 +29,7 @@ def numpy_csls(queries, keys, k):
     return ((csls > csls.diagonal()[:, None]).sum(1) < k).mean()
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "csls"])
+@pytest.mark.parametrize("similarity", ["cosine", "csls", "centered"])
 def test_a_perfect_encoder_finds_every_translation(model, tokenizer, english, similarity):
     result = retrieval(model, tokenizer, english, [verse.upper() for verse in english], similarity=similarity)
     assert result["source_to_target"] == result["target_to_source"] == {"top1": 1.0, "top5": 1.0, "top10": 1.0}
@@ -50,7 +50,20 @@ def test_csls_is_its_definition_and_helps_against_hubs():
     assert result["mean"]["top1"] > retrieval_accuracy(source, target, (1,))["mean"]["top1"]
 
 
-@pytest.mark.parametrize("similarity", ["cosine", "csls"])
+def test_centered_is_its_definition_and_ignores_what_a_language_has_in_common():
+    generator = torch.Generator().manual_seed(2)
+    source = torch.randn(300, 24, generator=generator)
+    shift = 4 * torch.randn(2, 24, generator=generator)
+    source, target = source + shift[0], source + 0.8 * torch.randn(300, 24, generator=generator) + shift[1]
+    result = retrieval_accuracy(source, target, (1, 5), "centered")
+    for direction, pair in (("source_to_target", (source, target)), ("target_to_source", (target, source))):
+        queries, keys = (x.double() - x.double().mean(0) for x in pair)
+        for k in (1, 5):
+            assert result[direction][f"top{k}"] == pytest.approx(numpy_accuracy(queries, keys, k), abs=1e-12)
+    assert result["mean"]["top1"] > retrieval_accuracy(source, target, (1,))["mean"]["top1"] + 0.2
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "csls", "centered"])
 def test_unrelated_vectors_are_at_chance(similarity):
     generator = torch.Generator().manual_seed(0)
     source, target = torch.randn(2, 2000, 64, generator=generator)
