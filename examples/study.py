@@ -159,7 +159,7 @@ def main() -> None:
         elif part == "long":
             arms = [Arm(Recipe.read(recipe), 100, seed, LONG) for seed in SEEDS for recipe in EXTRA]
             options = {**common, **TRAINING, **size.training, "save_steps": 500, "points": LONG_POINTS}
-            options["tasks"] = [*tasks, of_middle_layer(tasks[0], source)]
+            options["tasks"] = [*tasks, of_middle_layer(tasks[0], source), centered(tasks[0])]
         else:
             steps, points = (size.steps, size.points) if part == "mono" else (size.multi_steps, size.multi_points)
             arms = arms_of_source(steps, size.baselines if part == "mono" else ())
@@ -191,6 +191,11 @@ def of_middle_layer(task: Task, source: Path) -> Task:
     """The same from two thirds of the layers, as the paper measures retrieval: layer 8 of 12."""
     layer = AutoConfig.from_pretrained(source).num_hidden_layers * 2 // 3
     return replace(task, name=f"{task.name}-layer-{layer}", always=False, options=task.options | {"layer": layer})
+
+
+def centered(task: Task) -> Task:
+    """The same after each language's mean is taken from sentences: is it meaning or language that they lost?"""
+    return replace(task, name=f"{task.name}-centered", always=False, options=task.options | {"similarity": "centered"})
 
 
 def tasks_of(data: Path, verses: Path, texts: dict[str, Path], pairs: int) -> list[Task]:

@@ -53,8 +53,8 @@ and after. `ofa-fast compare` does the same on your own data ([how](compare.md))
 SETUP = """\
 James and 1 Peter are held out for retrieval and Titus for the loss: neither word vectors nor tokenizer nor training
 sees them; a language without these books is learned, but not measured on them. Scores are accuracies of finding the
-translation of an English sentence and the other way round, from the mean of the last layer's states or, where *layer-N*
-is said, from those of layer N; the loss is that of masked tokens.
+translation of an English sentence and the other way round, from the mean of the last layer's states; *layer-N*: of
+layer N's; *centered*: after each language's mean is taken from its sentences. The loss is that of masked tokens.
 A source without a masked-language-model head gets a neutral one whose bias is the logarithm of each token's frequency,
 the same for all arms."""
 RECIPES = """\
@@ -67,7 +67,7 @@ FINE_TUNED = "Where English itself is hardly learned, the others tell nothing."
 KEPT = """\
 The score after training as a share of the score before it (means of the seeds), from the last layer, whose output the
 masked-language-model head reads, and from the middle layer *layer-N*. Below 1 training lost more of what the source
-knew than it taught."""
+knew than it taught. Where *centered* keeps more, whole languages have moved apart, and translations less so."""
 NOT_TRIED = """\
 OFA leaves {random:,} of {rows:,} rows to chance here ({share:.1%}), so how these are drawn matters little; what a
 covariance is worth shows in *gaussian* against *random*. The vectors that `build_word_vectors` makes are of unit
