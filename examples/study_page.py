@@ -95,6 +95,7 @@ def plots(report: dict, part: str) -> Iterator[tuple[str, str]]:
         if any(len(lines_of(report, label, measure)) > 2 for label in trained_labels(report)):
             svg = re.search(r"<svg.*</svg>", curve(report, measure, "step"), re.DOTALL)[0]
             svg = svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)  # on a page the page's own
+            svg = re.sub(r"var\(--\w+,(#\w+)\)", r"\1", svg)  # not every viewer of images knows variables
             yield f"study-{part}-{measure.replace(' ', '-')}.svg", svg + "\n"
 
 

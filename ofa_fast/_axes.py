@@ -35,6 +35,9 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
     return marks[:: -(-len(marks) // most)]
 
 
+BOLD = 1.12  # times as wide, in the widest of the usual fonts
+
+
 def text_width(text: str, font: float = FONT) -> float:
     """About how wide a text is: fonts differ, so with a little room to spare."""
     return font * sum(map(_ems, text))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 
 from ofa_fast._axes import (
+    BOLD,
     HAIR,
     HEIGHT,
     INK,
@@ -59,7 +60,8 @@ def line_chart(
     x = Axis([p[0] for p in points] + [mark for mark, _ in marks], x_log, x_format, 6, widen=False)
     y = Axis([value for p in points for value in p[1:]], y_log, y_format, 5, widen=True, zero=zero)
     named = len(series) > 1
-    right = 14 + max((text_width(shorten(name, width / 3)) for name in series), default=0) if named else 14
+    names = {name: shorten(name, width / 3 / BOLD) for name in series if named}
+    right = 14 + BOLD * max(map(text_width, names.values()), default=0)
     rows = min(3, len(marks))
     place_axes(x, y, width, height, 22 + 15 * rows, right)
     chosen = color_of(series, colors)
@@ -79,8 +81,7 @@ def line_chart(
             ends.append((y(runs[-1][-1][1]), x(runs[-1][-1][0]), name))
     if named:
         for at, (_, end, name) in zip(_apart([place for place, _, _ in sorted(ends)], 15), sorted(ends), strict=True):
-            label = shorten(name, width / 3)
-            parts.append(write(min(end, x.end) + 7, at + 4, label, color=chosen[name], font_weight=600))
+            parts.append(write(min(end, x.end) + 7, at + 4, names[name], color=chosen[name], font_weight=600))
     if not ends:
         parts.append(nothing(x, y))
     return figure(title, description or _told_lines(series, x_label, y_label), parts, width, height, None)

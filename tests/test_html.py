@@ -140,6 +140,15 @@ def test_lines_break_where_there_is_no_value_and_names_do_not_overlap():
     assert len(labels) == 6 and min(b - a for a, b in zip(sorted(labels), sorted(labels)[1:], strict=False)) >= 14.9
 
 
+def test_names_at_the_ends_of_lines_have_room_in_a_wide_font():
+    widths = {"random, rank 100": 10.03, "gaussian, rank 100": 10.73}  # in ems of DejaVu Sans Bold
+    root = parsed(line_chart("T", {name: [(0, 1), (1, i)] for i, name in enumerate(widths)}, width=640))
+    found = {text.text: float(text.get("x")) for text in root.iter(f"{SVG}text") if text.text in widths}
+    assert found.keys() == widths.keys()
+    for name, x in found.items():
+        assert x + 12.5 * widths[name] <= 640
+
+
 def test_tables_align_numbers_and_draw_bars():
     rows = [["deu", 0.5, (1, 1, 2)], ["chr", None, ()], ["eng", math.nan, (0, 0, 0)]]
     columns = ["language", Column("F1", ".2f", bar=1.0), Column("origin", stack=("copied", "similar", "random"))]
