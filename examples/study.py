@@ -313,7 +313,7 @@ def command(args) -> str:
 
 
 def without_curves(study: dict) -> dict:
-    """Without the loss of each step: the points of evaluation are enough for the page."""
+    """Without the loss of each step: the points of evaluation are enough for the page; folders by their names alone."""
     found = {}
     for part, report in study.items():
         if isinstance(report, dict) and "arms" in report:
@@ -321,9 +321,18 @@ def without_curves(study: dict) -> dict:
                 arm | {"training": arm["training"] and {k: v for k, v in arm["training"].items() if k != "losses"}}
                 for arm in report["arms"]
             ]
-            report = report | {"arms": arms}
+            report = report | {"arms": arms, "source": by_name(report["source"])}
         found[part] = report
     return found
+
+
+def by_name(value):
+    """The same with the names of folders in the place of absolute paths."""
+    if isinstance(value, dict):
+        return {key: by_name(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [by_name(inner) for inner in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def say(what: str) -> None:
