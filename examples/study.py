@@ -194,7 +194,7 @@ def of_middle_layer(task: Task, source: Path) -> Task:
 
 
 def centered(task: Task) -> Task:
-    """The same after each language's mean is taken from sentences: is it meaning or language that they lost?"""
+    """The same after each language's mean is taken from its sentences, so a shift of all of them does not count."""
     return replace(task, name=f"{task.name}-centered", always=False, options=task.options | {"similarity": "centered"})
 
 

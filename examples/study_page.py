@@ -67,7 +67,8 @@ FINE_TUNED = "Where English itself is hardly learned, the others tell nothing."
 KEPT = """\
 The score after training as a share of the score before it (means of the seeds), from the last layer, whose output the
 masked-language-model head reads, and from the middle layer *layer-N*. Below 1 training lost more of what the source
-knew than it taught. Where *centered* keeps more, whole languages have moved apart, and translations less so."""
+knew than it taught."""
+CENTERED = "Where *centered* keeps more, a part of what is lost is that whole languages have moved apart."
 NOT_TRIED = """\
 OFA leaves {random:,} of {rows:,} rows to chance here ({share:.1%}), so how these are drawn matters little; what a
 covariance is worth shows in *gaussian* against *random*. The vectors that `build_word_vectors` makes are of unit
@@ -131,7 +132,7 @@ def trained_for_longer(report: dict) -> Iterator[str]:
     yield "\n".join([verdicts(report, "after"), *of_losses(report, "after")])
     yield of_gains(report, "after").markdown()
     yield f"By script and language:\n\n{where(report).markdown()}"
-    yield f"{KEPT}\n\n{kept(report).markdown()}"
+    yield f"{KEPT} {CENTERED}\n\n{kept(report).markdown()}"
     yield from while_training(report, "long")
 
 

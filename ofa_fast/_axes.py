@@ -11,6 +11,7 @@ from ofa_fast._markup import Html, compact, element, finite
 WIDTH, HEIGHT, FONT = 460, 290, 12.5
 INK, SOFT, LINE = "var(--ink,#7a838d)", "var(--soft,#7a838d)", "var(--line,#7a838d40)"
 HAIR = 0.75
+BOLD = 1.12  # times as wide as regular letters, in the widest of the usual fonts
 
 
 def ticks(low: float, high: float, most: int = 6, log: bool = False) -> list[float]:
@@ -33,9 +34,6 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
         if len(marks) <= most:
             return marks if len(marks) > 1 else ticks(low, high, most)
     return marks[:: -(-len(marks) // most)]
-
-
-BOLD = 1.12  # times as wide, in the widest of the usual fonts
 
 
 def text_width(text: str, font: float = FONT) -> float:

@@ -35,7 +35,7 @@ def _csls_ranks(queries: torch.Tensor, keys: torch.Tensor, k: int) -> torch.Tens
 
 
 def _centered_ranks(queries: torch.Tensor, keys: torch.Tensor, k: int) -> torch.Tensor:
-    return topk_similarity(*(x.float() - x.float().mean(0) for x in (queries, keys)), k)[1]
+    return _cosine_ranks(*(x.float() - x.float().mean(0) for x in (queries, keys)), k)
 
 
 SIMILARITIES = {"cosine": _cosine_ranks, "csls": _csls_ranks, "centered": _centered_ranks}
