@@ -64,7 +64,7 @@ BACKENDS_ALONE = {  # sizes that are there to choose a backend by, without peers
         )
     },
 }  # fmt: skip
-# How sizes and peers begin that take seconds a call, or to compile: they come after all others, at an op's first size.
+# How sizes and peers begin that take seconds a call, or to compile: they come after the op's others, at its first size.
 SLOW = ("400,000", "torch.linalg.svd", "torch.compile")
 TILES = (
     ((128, 64), 8, 2), ((128, 64), 8, 3), ((64, 64), 4, 2), ((64, 64), 4, 3), ((64, 32), 4, 3), ((128, 32), 8, 3),
@@ -205,10 +205,10 @@ def in_turns(contest: harness.Contest, names: list[str], found: Found, result: d
 
 
 def peers(found: Found) -> None:
-    """Ours and everything else in turns, the slow ones after all others; one that fails is no failure of this step."""
+    """Ours and everything else in turns, an op's slow ones last; one that fails is no failure of this step."""
     found.known |= {"absent": absent(), "ops": {}}
-    for slow in (False, True) if found.device == "cuda" else (False,):
-        for op in reversed(OPS):
+    for op in OPS:
+        for slow in (False, True) if found.device == "cuda" else (False,):
             sizes = sizes_of(op, found.device)
             sizes = (
                 dict(list(sizes.items())[:1]) if slow else {s: a for s, a in sizes.items() if not s.startswith(SLOW)}

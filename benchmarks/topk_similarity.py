@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks import data
-from benchmarks.harness import OURS, Contest
+from benchmarks.harness import OURS, Contest, timed
 from ofa_fast.ops import topk_similarity
 
 TORCH, FAISS, FAISS_TUNED = "torch matmul + topk, blocks", "faiss IndexFlatIP", "faiss IndexFlatIP, tuned"
@@ -33,8 +33,8 @@ SIZES = {
     FEW: {"kind": "Gaussian", "queries": 512},
     SMALL: {"kind": "Gaussian", "queries": 64, "keys": 1_000, "d": 64},
 }
-QUERY_BLOCK, KEY_BLOCK = 1_024, 8_192  # as fast as any of 256 to 2,048 queries by 4,096 to all keys
-GPU_BLOCKS = 2_048, 1 << 20
+BLOCKS = 1_024, 8_192  # queries and keys: as fast as any of 256 to 2,048 by 4,096 to all
+GPU_BLOCKS = tuple((rows, columns) for rows in (1_024, 4_096, 16_384) for columns in (8_192, 32_768, 131_072))
 # As shipped, faiss multiplies no matrices where queries * d is below 128,000, and in blocks of 4,096 by 1,024.
 FAISS_SETTINGS = {
     "distance_compute_blas_threshold": 20,
@@ -64,6 +64,24 @@ def vectors(kind: str, queries: int, keys: int, d: int, folders: Sequence[Path])
     return random_vectors(queries, d, kind, 1), random_vectors(keys, d, kind, 2)
 
 
+def in_blocks(
+    queries: torch.Tensor, keys: torch.Tensor, k: int, dtype: torch.dtype, blocks: tuple[int, int]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """torch's product and topk, of so many queries and keys at a time."""
+    q, x = F.normalize(queries).to(dtype), F.normalize(keys).to(dtype)
+    results = []
+    for some in q.split(blocks[0]):
+        scores, indices = [], []
+        for start in range(0, len(x), blocks[1]):
+            part = some @ x[start : start + blocks[1]].T
+            best = part.topk(min(k, part.shape[1]))
+            scores.append(best.values)
+            indices.append(best.indices + start)
+        best = torch.cat(scores, 1).topk(k)
+        results.append((best.values, torch.cat(indices, 1).gather(1, best.indices)))
+    return tuple(map(torch.cat, zip(*results, strict=True)))
+
+
 def contest(
     kind: str,
     queries: int = 8_192,
@@ -76,27 +94,27 @@ def contest(
     queries, keys = (tensor.to(device) for tensor in vectors(kind, queries, keys, d, folders))
     d = keys.shape[1]
 
-    query_block, key_block = (QUERY_BLOCK, KEY_BLOCK) if device == "cpu" else GPU_BLOCKS
+    @functools.cache
+    def sizes(dtype) -> tuple[int, int]:
+        """The fastest blocks for as many queries as the largest has."""
+        if device == "cpu":
+            return BLOCKS
+        some, times = queries[: max(rows for rows, _ in GPU_BLOCKS)], {}
+        for tried in GPU_BLOCKS:
+            in_blocks(some, keys, k, dtype, tried)
+            times[tried] = timed(lambda tried=tried: in_blocks(some, keys, k, dtype, tried), device)[0]
+        best = min(times, key=times.get)
+        print(f"  {dtype}: blocks of {best}; ms {[round(1e3 * spent, 1) for spent in times.values()]}", flush=True)
+        return best
 
-    def blocks(dtype=torch.float32):
-        q, x = F.normalize(queries).to(dtype), F.normalize(keys).to(dtype)
-        results = []
-        for some in q.split(query_block):
-            scores, indices = [], []
-            for start in range(0, len(x), key_block):
-                part = some @ x[start : start + key_block].T
-                best = part.topk(min(k, part.shape[1]))
-                scores.append(best.values)
-                indices.append(best.indices + start)
-            best = torch.cat(scores, 1).topk(k)
-            results.append((best.values, torch.cat(indices, 1).gather(1, best.indices)))
-        return tuple(map(torch.cat, zip(*results, strict=True)))
+    def blocks(dtype):
+        return lambda: in_blocks(queries, keys, k, dtype, sizes(dtype))
 
-    entries = {OURS: lambda: topk_similarity(queries, keys, k), TORCH: blocks}
+    entries = {OURS: lambda: topk_similarity(queries, keys, k), TORCH: blocks(torch.float32)}
     if device == "cpu":
         entries |= _libraries(queries, keys, d, k)
     else:
-        entries |= {TORCH_BFLOAT16: lambda: blocks(torch.bfloat16)} | _libraries_for_gpus(queries, keys, k)
+        entries |= {TORCH_BFLOAT16: blocks(torch.bfloat16)} | _libraries_for_gpus(queries, keys, k)
 
     sample = torch.linspace(0, len(queries) - 1, min(256, len(queries)), device=device).long()
 

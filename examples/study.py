@@ -84,8 +84,13 @@ FULL = Size(
     {"learning_rate": 5e-5, "warmup_steps": 30},
 )
 SEEDS = (0, 1, 2)
-LONG, LONG_POINTS = 3_000, (300, 1_000, 2_000)  # steps
 EXTRA = ("ofa", "random")  # fine-tuned and trained for longer, at rank 100
+# Steps, points and what else is different. "large" is HyperOFA's training (4,000 steps of 512 sequences of 512 tokens)
+# scaled down: minutes an arm on a GPU, hours on a CPU.
+LONGER = {
+    "long": (3_000, (300, 1_000, 2_000), {"save_steps": 500}),
+    "large": (4_000, (500, 1_000, 2_000), {"save_steps": 1_000, "batch_size": 64, "precision": "bfloat16"}),
+}
 # Three epochs at half the rate taught nothing; at three times the rate a trained arm ends in one class for all.
 FINE_TUNING = {
     "epochs": 8,
@@ -109,12 +114,13 @@ def main() -> None:
     parser.add_argument(
         "--parts",
         default="recipes,mono,multi",
-        help="which comparisons, '' to prepare alone (default: recipes,mono,multi)",
+        help="which comparisons of recipes, mono, multi, long and large; '' to prepare alone "
+        "(default: recipes,mono,multi)",
     )
     parser.add_argument(
         "--extras",
         action="store_true",
-        help="fine-tune some arms of mono (topics, POS and NER, where DATA has them), and train them for longer",
+        help="fine-tune some arms of mono (topics, POS and NER, where DATA has them), and train them for longer (long)",
     )
     parser.add_argument("--processes", type=int, default=2, help="arms at work at once (default: 2)")
     parser.add_argument("--note", help="what else a reader of the page should know, such as other load on the machine")
@@ -126,8 +132,8 @@ def main() -> None:
     out = args.out or Path("out") / ("study-small" if args.small else "study")
     texts = {path.stem: path for path in sorted((args.data / "bible").glob("*.txt"))}
     parts = list(dict.fromkeys([*filter(None, args.parts.split(",")), *["long"] * args.extras]))
-    if not set(parts) <= {"recipes", "mono", "multi", "long"}:
-        parser.error(f"--parts: expected some of recipes,mono,multi,long, got {args.parts}")
+    if not set(parts) <= {"recipes", "mono", "multi", *LONGER}:
+        parser.error(f"--parts: expected some of recipes,mono,multi,{','.join(LONGER)}, got {args.parts}")
     if "eng" not in texts:
         parser.error(f"{args.data / 'bible'} has no eng.txt")
 
@@ -156,23 +162,25 @@ def main() -> None:
         if part == "recipes":
             arms = [Arm(Recipe.read(recipe), 100, 0, 0) for recipe in RECIPES]
             options = {"tasks": tasks, **common}
-        elif part == "long":
-            arms = [Arm(Recipe.read(recipe), 100, seed, LONG) for seed in SEEDS for recipe in EXTRA]
-            options = {**common, **TRAINING, **size.training, "save_steps": 500, "points": LONG_POINTS}
-            options["tasks"] = [*tasks, of_middle_layer(tasks[0], source), centered(tasks[0])]
+        elif part in LONGER:
+            steps, points, changes = LONGER[part]
+            arms = [Arm(Recipe.read(recipe), 100, seed, steps) for seed in SEEDS for recipe in EXTRA]
+            measured = [*tasks, of_middle_layer(tasks[0], source), centered(tasks[0])]
+            options = {"tasks": measured, "points": points, **common, **TRAINING, **size.training, **changes}
         else:
             steps, points = (size.steps, size.points) if part == "mono" else (size.multi_steps, size.multi_points)
             arms = arms_of_source(steps, size.baselines if part == "mono" else ())
             if part == "multi":  # at full rank its steps take twice as long
                 arms = [arm for arm in arms if arm.rank == 100 or arm.seed == SEEDS[0]]
-            layer = [] if args.small else [of_middle_layer(tasks[0], source)]
-            options = {"tasks": [*tasks, *layer], "points": points, **common, **TRAINING, **size.training}
+            more = [] if args.small else [of_middle_layer(tasks[0], source), centered(tasks[0])]
+            options = {"tasks": [*tasks, *more], "points": points, **common, **TRAINING, **size.training}
         study[part] = compare(source=source, arms=arms, out=out / part, title=f"The study: {part}", **options)
         learned = fine_tuned_of(args.data, texts) if part == "mono" and args.extras else []
         if learned:
             chosen = [arm for arm in arms if arm.recipe.name in EXTRA and arm.rank == 100]
-            more = options | {"tasks": learned}
-            study["fine-tuned"] = compare(source=source, arms=chosen, out=out / part, title="Fine-tuned", **more)
+            study["fine-tuned"] = compare(
+                source=source, arms=chosen, out=out / part, title="Fine-tuned", **options | {"tasks": learned}
+            )
             compare(source=source, arms=arms, out=out / part, title=f"The study: {part}", **options)  # its own pages
         with atomic_file(out / "study.json") as file:
             file.write_text(json.dumps(without_curves(study), ensure_ascii=False) + "\n", "utf-8")
