@@ -135,7 +135,8 @@ def initialize(
         columns = min(processes.exchange(columns_within(budget, need)))
         bias = None if parity else arguments.source_bias_of(source_bias, len(source_embeddings), len(table))
 
-    with Stages(table, compared, parity, progress, processes, kept, columns, of_words) as stages:
+    largest = max((r for r in ranks if r is not None), default=None)
+    with Stages(table, compared, parity, progress, processes, kept, columns, of_words, largest) as stages:
         origin = torch.full((len(sources),), RANDOM, dtype=torch.uint8)
         origin[sources >= 0] = COPIED
         found = torch.full((len(sources), how.neighbors), -1)

@@ -51,17 +51,23 @@ class Stages:
     cache: Cache | None = None
     columns: int | None = None
     word_weights: np.ndarray | None = None
+    rank: int | None = None  # the largest
 
     def __post_init__(self) -> None:
         self._words: tuple[set[str] | None, WordList] | None = None
         self._hashes: dict[str, Future] = {}
-        self._hashing, self._over = ThreadPoolExecutor(1), Event()
+        self._ahead: Future | None = None
+        self._threads, self._over = ThreadPoolExecutor(1 + self.table.is_cuda), Event()
 
     def __enter__(self) -> Stages:
+        if self.table.is_cuda and self.rank and self.cache is None:
+            # The first one of a process waits seconds for libraries and a compiler, beside which words are tokenised.
+            stream = torch.cuda.current_stream(self.table.device)
+            self._ahead = self._threads.submit(_svd, self.table, self.rank, stream)
         if self.processes.rank and self.cache is None:
             return self
         # Python runs on while another thread reads all that memory.
-        submit, over = self._hashing.submit, self._over
+        submit, over = self._threads.submit, self._over
         if self.word_vectors is not None:
             self._hashes["word_vectors"] = submit(report.word_vectors_sha256, self.word_vectors, over)
         # That thread has a current stream of its own.
@@ -72,7 +78,7 @@ class Stages:
     def __exit__(self, *error) -> None:
         """The caller's memory is not read any more after this."""
         self._over.set()
-        self._hashing.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
 
     def sha256(self, name: str) -> str | None:
         """Of the ``word_vectors`` or the ``source_embeddings``."""
@@ -157,15 +163,18 @@ class Stages:
 
         Then the explained variance at ranks 1, 2, ... up to the largest.
         """
+
+        def make() -> dict[str, torch.Tensor]:
+            made = self._ahead.result() if self._ahead else _svd(table, self.rank)
+            return dict(zip(("u", "s", "vh"), made, strict=True))
+
         table = self.table
         found = {None: (table, None, 1.0)}
         ranks = [r for r in ranks if r is not None]
         if not ranks:
             return found, []
-        key = self.cache and [self.sha256("source_embeddings"), max(ranks), table.device.type, torch.get_num_threads()]
-        tensors, _ = self._cached(
-            "svd", key, lambda: dict(zip(("u", "s", "vh"), truncated_svd(table, max(ranks)), strict=True))
-        )
+        key = self.cache and [self.sha256("source_embeddings"), self.rank, table.device.type, torch.get_num_threads()]
+        tensors, _ = self._cached("svd", key, make)
         u, s, vh = (tensors[name].to(table.device) for name in ("u", "s", "vh"))
         # A part at a time: the whole in float64 would be the peak of the process.
         total = float(sum(rows.double().square().sum() for rows in table.split(ROWS_AT_ONCE)))
@@ -175,6 +184,12 @@ class Stages:
             explained = min(1.0, float(energy[r - 1]) / total) if total else 1.0
             found[r] = u[:, :r].contiguous(), s[:r, None] * vh[:r], explained
         return found, [round(min(1.0, value), 6) for value in (energy / (total or 1.0)).tolist()]
+
+
+def _svd(table: torch.Tensor, rank: int, stream: torch.cuda.Stream | None = None):
+    """On the caller's stream, as a thread has a current one of its own: the caller may then use it at once."""
+    with torch.no_grad(), torch.cuda.stream(stream):
+        return truncated_svd(table, rank)
 
 
 def _table_sha256(table: torch.Tensor, made: torch.cuda.Event | None, over: Event) -> str:

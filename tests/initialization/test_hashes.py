@@ -12,6 +12,7 @@ import torch
 from ofa_fast.initialization import initialize, recipe, report
 from ofa_fast.initialization.sharing import Processes
 from ofa_fast.initialization.stages import Stages
+from ofa_fast.ops import truncated_svd
 
 
 def test_no_hash_begins_before_the_checks_or_outlives_an_error(tokenizers, word_vectors, monkeypatch):
@@ -51,14 +52,17 @@ def test_a_hash_ends_between_two_pieces():
         report.array_sha256(np.zeros((4, 1 << 22), np.float32).view(Pieces), over)
 
 
-def test_a_table_is_hashed_when_the_stream_of_the_caller_has_made_it(device):
+def test_a_table_is_read_when_the_stream_of_the_caller_has_made_it(device):
     if device != "cuda":
         pytest.skip("of the streams of a GPU")
-    table = torch.ones(1000, 32).pin_memory()
+    table = torch.randn(1000, 32, generator=torch.Generator().manual_seed(0)).pin_memory()
     made = torch.zeros_like(table, device=device)
     torch.cuda.synchronize()
     with torch.cuda.stream(torch.cuda.Stream()):
         torch.cuda._sleep(1_000_000_000)
         made.copy_(table, non_blocking=True)
-        with Stages(made, None, parity=False, progress=False, processes=Processes()) as stages:
+        with Stages(made, None, parity=False, progress=False, processes=Processes(), rank=8) as stages:
+            coordinates, basis, _ = stages.factors([8])[0][8]
+            u, s, vh = truncated_svd(table.to(device), 8)
+            assert torch.equal(coordinates, u) and torch.equal(basis, s[:, None] * vh)
             assert stages.sha256("source_embeddings") == report.array_sha256(table)
