@@ -159,7 +159,7 @@ def _plain(tokenizer, tokens: list[str | None], special: set[int]) -> list[str |
     words = sum(a == [i, i] != b for i, a, b in zip(probes, apart, joined, strict=True))
     begin = " " if 2 * words > len(probes) else ""
     texts = list(tokens)
-    for i, text in zip(ids, decoded(tokenizer, ids), strict=True):
+    for i, text in zip(ids, decoded(tokenizer, ids, tokens), strict=True):
         texts[i] = begin + (tokens[i] if "\ufffd" in text else text)
     return texts
 
@@ -276,7 +276,7 @@ def published_texts(tokenizer, tokens: list[str | None] | None = None) -> dict[s
     if joined.count(f"{_BETWEEN}▁") > 100:
         texts = joined.replace("▁", " ").split(_BETWEEN)[1:]
     else:
-        texts = decoded(tokenizer, order)
+        texts = decoded(tokenizer, order, tokens)
         if joined.count(f"{_BETWEEN}##") > 100:
             texts = [text[2:] if text.startswith("##") else f" {text}" for text in texts]
     return dict(zip(texts, order, strict=True))

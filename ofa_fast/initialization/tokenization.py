@@ -59,11 +59,17 @@ def _tokens_in_order(tokenizer) -> list[str] | None:
     return tokens if None not in tokens and len(set(tokens)) == size and not hidden else None
 
 
-def decoded(tokenizer, ids: Sequence[int]) -> list[str]:
-    """What ``decode`` gives for each of the ids alone."""
+def decoded(tokenizer, ids: Sequence[int], tokens: Sequence[str | None]) -> list[str]:
+    """What ``decode`` gives for each of the ids alone; ``tokens`` are those by id."""
     if not _is_plain_rust(tokenizer, "batch_decode", "decode", "_decode", "clean_up_tokenization"):
         return tokenizer.batch_decode([[index] for index in ids])
-    texts = tokenizer.backend_tokenizer.decode_batch([[index] for index in ids], skip_special_tokens=False)
+    backend = tokenizer.backend_tokenizer
+    texts = [tokens[index] for index in ids]  # as they are, without a decoder; but added ones may be told otherwise
+    added = backend.get_added_tokens_decoder()
+    places = [place for place, index in enumerate(ids) if backend.decoder is not None or index in added]
+    made = backend.decode_batch([[ids[place]] for place in places], skip_special_tokens=False)
+    for place, text in zip(places, made, strict=True):
+        texts[place] = text
     if tokenizer.clean_up_tokenization_spaces:  # and nothing else
         spaced = [place for place, text in enumerate(texts) if " " in text]
         # Of an empty batch, transformers 5.0 makes one text.

@@ -96,7 +96,7 @@ def test_tokens_and_what_they_decode_to_are_those_of_the_tokenizer(tokenizers):
         assert all(vocabulary[tokens[index]] == index for index in ids)
         for tidy in (False, True):
             tokenizer.clean_up_tokenization_spaces = tidy
-            assert decoded(tokenizer, ids) == [tokenizer.decode([index]) for index in ids]
+            assert decoded(tokenizer, ids, tokens) == [tokenizer.decode([index]) for index in ids]
 
 
 def test_texts_without_spaces_are_not_cleaned_of_them(monkeypatch):
@@ -104,7 +104,7 @@ def test_texts_without_spaces_are_not_cleaned_of_them(monkeypatch):
     plain = PreTrainedTokenizerFast.batch_decode
     # So it is in transformers 5.0.
     monkeypatch.setattr(PreTrainedTokenizerFast, "batch_decode", lambda own, ids: plain(own, ids) if ids else [""])
-    assert decoded(tokenizer, [0, 1]) == ["[UNK]", "a"]
+    assert decoded(tokenizer, [0, 1], tokens_by_id(tokenizer)) == ["[UNK]", "a"]
 
 
 @pytest.mark.parametrize(
