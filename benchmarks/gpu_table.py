@@ -17,11 +17,6 @@ def tests_and_jobs(results: dict) -> list[str]:
     return [line for part in (_tests, _jobs) for line in part(results)]
 
 
-def fastest(peers: dict[str, dict]) -> tuple[float | None, str]:
-    """p50 and name of the fastest that is not ours."""
-    return min(((peer["p50"], name) for name, peer in peers.items() if name != OURS), default=(None, ""))
-
-
 def _ops(results: dict) -> list[str]:
     """Ours on the backend that is taken by itself, and the fastest of all others."""
     lines = [f"{'':72} {'ours':>11} {'on':>9} {'best peer':>11} {'ratio':>7} {'memory':>9}"]
@@ -33,7 +28,7 @@ def _ops(results: dict) -> list[str]:
                 lines.append(f"{name:72} {'; '.join(result['failed'].values())[:60]}")
                 continue
             own = result["entries"][backend]
-            least, _ = fastest(peers)
+            least = min((peer["p50"] for other, peer in peers.items() if other != OURS), default=None)
             beside = peers.get(OURS, own)["p50"]  # of the run that both were in
             best = f"{'none':>11} {'':>7}" if least is None else f"{1e3 * least:9.3f}ms {least / beside:6.2f}x"
             memory = "" if own["memory"] is None else f"{own['memory'] / 2**20:.0f}MiB"
@@ -94,6 +89,7 @@ def _tests(results: dict) -> list[str]:
         wrong = []
         for test, text in found["failed"].items():
             said = [line[1:].strip() for line in text.splitlines() if line.startswith("E ")]  # as pytest marks errors
+            said = said or text.splitlines()[-1:]  # of a process that ended
             wrong.append(f"  failed: {test}: {said[0] if said else ''}"[:200])
         wrong += [f"  did not end: {test}"[:200] for test in found["running"]]
         lines += wrong[:MOST_TESTS]

@@ -131,15 +131,17 @@ def of_gpu_script(result: dict) -> bool:
 def gpu_section(result: dict) -> list[str]:
     """What `benchmarks/gpu.py` measured: p50 of ours alone, by backend; peers in turns with the first of them."""
     described = result.get("machine")
-    cells = [["", "ours", "on", "best peer", "over ours", "memory"]]
+    cells = [["", "ours", "on", "memory", "peers, and how many times ours they take"]]
     for op, measured in result["ops"].items():
         for size, found in measured.get("ops", {}).get(op, {}).items():
             peers = result["peers"].get(op, {}).get(size, {}).get("entries", {})
-            least, best = gpu_table.fastest(peers)
+            others = sorted((entry["p50"], name) for name, entry in peers.items() if name != OURS)
             for i, (backend, entry) in enumerate(found["entries"].items()):
                 beside = entry if i or OURS not in peers else peers[OURS]
-                theirs = ["", ""] if least is None else [f"{best}: {duration(least)}", f"{least / beside['p50']:.2f}×"]
-                cells.append([f"`{op}`, {size}", duration(entry["p50"]), backend, *theirs, memory(entry)])
+                theirs = " · ".join(
+                    f"{name} {duration(spent)}, **{spent / beside['p50']:.1f}**" for spent, name in others
+                )
+                cells.append([f"`{op}`, {size}", duration(entry["p50"]), backend, memory(entry), theirs])
     return [
         *("", f"## {title(described) if described else 'A GPU'}, by `benchmarks/gpu.py`", ""),
         *(facts(described) if described else "Of a machine that is not known.", ""),
@@ -147,7 +149,7 @@ def gpu_section(result: dict) -> list[str]:
             f"Commit {result.get('commit', 'unknown')}; p50 of ours alone; ratios are of runs in turns with peers.",
             "",
         ),
-        *rows(cells),
+        *rows(cells, right=5),
         *("", *(f"- {line.strip()}" for line in gpu_table.tests_and_jobs(result))),
     ]
 

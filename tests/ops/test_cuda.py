@@ -149,6 +149,7 @@ def test_the_sanitizer_sees_every_kernel(emulated, tmp_path):
     assert {names[int(line, 16)] for line in launched} == kernels
 
 
+@in_the_emulator
 @pytest.mark.parametrize("program", ["settle", "cross_entropy"])
 def test_kernels_by_themselves(program, tmp_path):
     """Those that follow the top-k search's screen, on lists that it writes seldom: full, lost, tied, empty; and the
