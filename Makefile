@@ -12,9 +12,9 @@ FORMATTED := $(shell find csrc tests/ops/cuda_emulator -name '*.h' -o -name '*.c
 # benchmark-ratio compares the ops with those of this commit.
 BASE ?= origin/main
 
-# study: SMALL=1 for less than 20 minutes; DATA, MONO and MULTI are folders (examples/study.py says of what).
+# study: SMALL=1 for less than 20 minutes; DATA, MONO and MULTI are folders, PARTS comparisons (see examples/study.py).
 STUDY = $(if $(SMALL),--small) $(if $(DATA),--data $(DATA)) $(if $(MONO),--mono $(MONO)) $(if $(MULTI),--multi $(MULTI)) \
-	$(if $(EXTRAS),--extras)
+	$(if $(EXTRAS),--extras) $(if $(PARTS),--parts $(PARTS))
 
 .PHONY: demo study test lint format benchmark benchmark-ratio clean
 .DELETE_ON_ERROR:

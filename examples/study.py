@@ -2,6 +2,7 @@
 
     make study SMALL=1                         less than 20 minutes on two cores, needs nothing but this repository
     make study DATA=data MULTI=multilingual-e5-small
+    make study DATA=data PARTS=large          on a machine with a GPU
 
 Or: python examples/study.py --data data --mono MODEL --multi MODEL --out out/study. It goes on where it was stopped.
 
@@ -84,6 +85,7 @@ FULL = Size(
     {"learning_rate": 5e-5, "warmup_steps": 30},
 )
 SEEDS = (0, 1, 2)
+PARTS = "recipes,mono,multi"
 EXTRA = ("ofa", "random")  # fine-tuned and trained for longer, at rank 100
 # Steps, points and what else is different. "large" is HyperOFA's training (4,000 steps of 512 sequences of 512 tokens)
 # scaled down: minutes an arm on a GPU, hours on a CPU.
@@ -113,9 +115,8 @@ def main() -> None:
     )
     parser.add_argument(
         "--parts",
-        default="recipes,mono,multi",
-        help="which comparisons of recipes, mono, multi, long and large; '' to prepare alone "
-        "(default: recipes,mono,multi)",
+        default=PARTS,
+        help=f"which comparisons of recipes, mono, multi, long and large; '' to prepare alone (default: {PARTS})",
     )
     parser.add_argument(
         "--extras",
@@ -152,12 +153,13 @@ def main() -> None:
     tasks = tasks_of(args.data, prepared.verses, texts, size.pairs)
     mono = args.mono or get_minilm()
     study = json.loads((out / "study.json").read_text("utf-8")) if (out / "study.json").exists() else {}
-    study["command"], study["note"] = command(args), args.note
+    study["note"] = args.note
     study["languages"] = {language: len(path.read_text("utf-8").split()) for language, path in texts.items()}
     for part in parts:
         if part == "multi" and args.multi is None:
             continue
         say(f"comparison: {part}")
+        study["commands"] = study.get("commands", {}) | {part: command(args)}
         source = args.multi if part == "multi" else mono
         if part == "recipes":
             arms = [Arm(Recipe.read(recipe), 100, 0, 0) for recipe in RECIPES]
@@ -317,6 +319,7 @@ def command(args) -> str:
     parts += ["SMALL=1"] if args.small else []
     parts += ["DATA=data"] if args.data != Path(__file__).parent / "data" else []
     parts += [f"MULTI={args.multi.name}"] if args.multi else []
+    parts += [f"PARTS={args.parts}"] if args.parts != PARTS else []
     return " ".join(parts + ["EXTRAS=1"] * args.extras)
 
 

@@ -31,6 +31,7 @@ from ofa_fast.study.tables import (
 )
 
 COMPARED = ("mono", "multi")
+LONGER = {"long": "", "large": " HyperOFA's 4,000 steps, scaled down from 512 sequences of 512 tokens."}
 NAMES = {
     "cha": "Chamorro",
     "chr": "Cherokee",
@@ -79,7 +80,7 @@ def write_page(numbers: Path, folder: Path) -> None:
     study = json.loads(numbers.read_text("utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     parts = [part for part in COMPARED if part in study]
-    for part in [*parts, *(["long"] if "long" in study else [])]:
+    for part in [*parts, *(part for part in LONGER if part in study)]:
         for name, svg in plots(study[part], part):
             with atomic_file(folder / "plots" / name) as file:
                 file.write_text(svg, "utf-8")
@@ -103,7 +104,8 @@ def plots(report: dict, part: str) -> Iterator[tuple[str, str]]:
 def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
     yield "# The study: what an initialisation is worth"
     yield INTRODUCTION
-    yield f"```\n{study['command']}\npython examples/study_page.py out/study/study.json docs    # writes this page\n```"
+    commands = "\n".join(dict.fromkeys(study["commands"].values()))
+    yield f"```\n{commands}\npython examples/study_page.py out/study/study.json docs    # writes this page\n```"
     if study.get("note"):
         yield f"**Note**: {study['note']}"
     words = study["languages"]
@@ -113,27 +115,30 @@ def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
     yield SETUP
     for part in parts:
         yield from of_source(study[part], part)
-    if "long" in study:
-        yield from trained_for_longer(study["long"])
+    for part in LONGER:
+        if part in study:
+            yield from trained_for_longer(study[part], part)
     if "fine-tuned" in study:
         yield "## Fine-tuned on English, tested elsewhere"
         yield from fine_tuned(study["fine-tuned"])
     if "recipes" in study:
         yield from of_recipes(study["recipes"])
     yield "## What it was measured with"
-    for part in [*parts, *(part for part in ("long", "recipes") if part in study)]:
+    for part in [*parts, *(part for part in (*LONGER, "recipes") if part in study)]:
         yield f"{part}:\n\n" + "\n".join(f"- {name}: {value}" for name, value in about(study[part]))
 
 
-def trained_for_longer(report: dict) -> Iterator[str]:
-    steps = report["arms"][0]["steps"]
-    yield f"## {report['about']['source']}, {steps:,} steps"
-    yield f"Does what OFA gains last, and does retrieval recover?\n\n{scores(report).markdown()}"
+def trained_for_longer(report: dict, part: str) -> Iterator[str]:
+    arm, batch = report["arms"][0], report["about"]["training"]["batch_size"]
+    seen = f"An arm saw {arm['training']['tokens'] / 1e6:.1f} million tokens.{LONGER[part]}"
+    yield f"## {report['about']['source']}, {arm['steps']:,} steps of {batch} sequences"
+    yield f"Does what OFA gains last, and does retrieval recover? {seen}\n\n{scores(report).markdown()}"
     yield "\n".join([verdicts(report, "after"), *of_losses(report, "after")])
     yield of_gains(report, "after").markdown()
     yield f"By script and language:\n\n{where(report).markdown()}"
     yield f"{KEPT} {CENTERED}\n\n{kept(report).markdown()}"
-    yield from while_training(report, "long")
+    yield f"How much training until random rows are matched?\n\n{matching(report)}"
+    yield from while_training(report, part)
 
 
 def fine_tuned(report: dict) -> Iterator[str]:
