@@ -8,7 +8,7 @@ import pytest
 import torch
 from checks import backends_of, use
 
-from ofa_fast.ops import _op, _reports, factorized_cross_entropy, factorized_embedding
+from ofa_fast.ops import _op, _reports, factorized_cross_entropy, factorized_embedding, topk_similarity
 
 V, R, D, N = 40, 12, 20, 9
 
@@ -22,6 +22,12 @@ def _loss(labels, coordinates, basis):
     hidden = torch.linspace(-1, 1, N * D, device=labels.device).view(N, D).requires_grad_()
     loss = factorized_cross_entropy(hidden, coordinates, basis, labels, reduction="none")
     return loss, *torch.autograd.grad(loss.sum(), (hidden, coordinates, basis))
+
+
+def _search(ids, coordinates, basis):
+    """Among so many keys that they are screened; some are equal."""
+    keys = torch.cat([coordinates * scale for scale in torch.linspace(1, 2, 100).tolist()]).detach()
+    return topk_similarity(keys[ids], keys, 3, "dot")
 
 
 OPS = {_lookup: "factorized_embedding", _loss: "factorized_cross_entropy"}
@@ -92,13 +98,27 @@ def test_wrong_ids_where_nobody_waits(op, name, monkeypatch):
         op(ids, *tables)
 
 
+@pytest.mark.parametrize("name", [name for name in backends_of("topk_similarity") if name == "cuda"])
+def test_a_captured_search_takes_what_it_is_given(name, monkeypatch):
+    ids, *tables = _inputs()
+    with use(name):
+        expected = _search(ids, *tables)
+        monkeypatch.setattr(importlib.import_module("ofa_fast.ops.topk_similarity"), "capturing", lambda tensor: True)
+        assert all(map(torch.equal, _search(ids, *tables), expected))
+        with torch.no_grad():
+            tables[0][ids[2]], tables[0][ids[3]] = float("nan"), float("inf")
+        scores, indices = _search(ids, *tables)
+    assert scores.shape == (N, 3) and indices.shape == (N, 3)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs need a GPU")
-@pytest.mark.parametrize("op", OPS)
-@pytest.mark.parametrize("name", ["triton", "cuda"])
+@pytest.mark.parametrize(
+    ("op", "name"), [*((op, name) for op in OPS for name in ("triton", "cuda")), (_search, "cuda")]
+)
 def test_replayed(op, name):  # pragma: no cover
     """A graph captured with some ids and replayed with others gives what a call gives."""
     ids, *tables = _inputs("cuda")
-    if why_not := _op.OPS[OPS[op]].refusal(name, "cuda", {torch.float32}):
+    if why_not := _op.OPS[OPS.get(op, "topk_similarity")].refusal(name, "cuda", {torch.float32}):
         pytest.skip(why_not)
     with use(name):
         side = torch.cuda.Stream()

@@ -171,7 +171,8 @@ def test_only_ops_with_kernels_are_asked_for_them(emulated):
     """All other files that a GPU is given run here, too: a test that forces CUDA on an op without it would fail."""
     ignored = [f"--ignore=tests/ops/test_{name}.py" for name in (*OPS, "cross_entropy_passes", "cuda", "triton")]
     said = _tested(emulated, "tests/ops", *ignored, "-k", "cuda and not 400", "-rp")
-    assert "PASSED tests/ops/test_capture.py::test_wrong_ids[_lookup-cuda-" in said
+    for test in ("test_wrong_ids[_lookup-cuda-", "test_a_captured_search_takes_what_it_is_given[cuda]"):
+        assert f"PASSED tests/ops/test_capture.py::{test}" in said
     assert not re.search(r"PASSED tests/ops/test_(factorized_cross_entropy|truncated_svd|tied_gradient)", said)
 
 
