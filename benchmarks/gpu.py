@@ -42,7 +42,7 @@ PEERS = ("liger-kernel", "cut-cross-entropy")
 PEERS_FOR_CUDA = {"12": ("faiss-gpu-cu12", "cuvs-cu12"), "13": ("faiss-gpu-cu13-cuvs", "cuvs-cu13")}  # that torch has
 OPS = ("topk_similarity", "truncated_svd", "factorized_embedding", "factorized_cross_entropy")
 LAYERS = sorted(str(file.relative_to(ROOT)) for file in ROOT.glob("tests/*/test_devices.py"))
-LAYERS += ["tests/initialization/test_hashes.py"]
+ON_A_STREAM = "tests/initialization/test_hashes.py"
 BUDGET = 525  # seconds
 MERCY = 8  # seconds a step is given to end by itself
 WITHOUT_GPU = ("ops/test_triton.py", "test_gpu_script.py", "test_benchmarks.py")  # compilers and these benchmarks
@@ -50,7 +50,7 @@ WITHOUT_GPU = ("ops/test_triton.py", "test_gpu_script.py", "test_benchmarks.py")
 TESTS: dict[str, tuple[Sequence[str], str, str, float]] = {
     "cuda": (("tests/ops",), "cuda", "cpu", 1 / 4),
     "triton": (("tests/ops",), "triton and not cuda", "triton", 1 / 2),
-    "package": (LAYERS, "cuda", "cpu", 1 / 4),
+    "package": ((*LAYERS, ON_A_STREAM), "cuda", "cpu", 1 / 4),
 }
 TESTED = {
     "OMP_NUM_THREADS": "2",

@@ -201,7 +201,9 @@ def in_turns(contest: harness.Contest, names: list[str], found: Found, result: d
             working[name] = contest.entries[name]
     with found.entry("in turns", result["failed"]):
         measured = found.run(contest, entries=working, prepared=())
-        result["entries"] = measured | result["entries"]  # ours is the one beside more of the others
+        for peer in measured.keys() - {OURS}:
+            measured[peer]["beside"] = measured[OURS]["p50"]
+        result["entries"] = measured | result["entries"]
 
 
 def peers(found: Found) -> None:

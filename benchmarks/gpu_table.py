@@ -28,9 +28,10 @@ def _ops(results: dict) -> list[str]:
                 lines.append(f"{name:72} {'; '.join(result['failed'].values())[:60]}")
                 continue
             own = result["entries"][backend]
-            least = min((peer["p50"] for other, peer in peers.items() if other != OURS), default=None)
-            beside = peers.get(OURS, own)["p50"]  # of the run that both were in
-            best = f"{'none':>11} {'':>7}" if least is None else f"{1e3 * least:9.3f}ms {least / beside:6.2f}x"
+            best = f"{'none':>11} {'':>7}"
+            if others := [(peer["p50"], peer["beside"]) for other, peer in peers.items() if other != OURS]:
+                least, beside = min(others)
+                best = f"{1e3 * least:9.3f}ms {least / beside:6.2f}x"
             memory = "" if own["memory"] is None else f"{own['memory'] / 2**20:.0f}MiB"
             lines.append(f"{name:72} {1e3 * own['p50']:9.3f}ms {backend:>9} {best} {memory:>9}")
     return lines

@@ -129,24 +129,21 @@ def of_gpu_script(result: dict) -> bool:
 
 
 def gpu_section(result: dict) -> list[str]:
-    """What `benchmarks/gpu.py` measured: p50 of ours alone, by backend; peers in turns with the first of them."""
+    """What `benchmarks/gpu.py` measured: p50 of ours alone, by backend; peers beside the first of them."""
     described = result.get("machine")
     cells = [["", "ours", "on", "memory", "peers, and how many times ours they take"]]
     for op, measured in result["ops"].items():
         for size, found in measured.get("ops", {}).get(op, {}).items():
             peers = result["peers"].get(op, {}).get(size, {}).get("entries", {})
-            others = sorted((entry["p50"], name) for name, entry in peers.items() if name != OURS)
+            others = sorted((peer["p50"], name, peer["beside"]) for name, peer in peers.items() if name != OURS)
+            theirs = " · ".join(f"{name} {duration(spent)}, **{spent / beside:.1f}**" for spent, name, beside in others)
             for i, (backend, entry) in enumerate(found["entries"].items()):
-                beside = entry if i or OURS not in peers else peers[OURS]
-                theirs = " · ".join(
-                    f"{name} {duration(spent)}, **{spent / beside['p50']:.1f}**" for spent, name in others
-                )
-                cells.append([f"`{op}`, {size}", duration(entry["p50"]), backend, memory(entry), theirs])
+                cells.append([f"`{op}`, {size}", duration(entry["p50"]), backend, memory(entry), "" if i else theirs])
     return [
         *("", f"## {title(described) if described else 'A GPU'}, by `benchmarks/gpu.py`", ""),
         *(facts(described) if described else "Of a machine that is not known.", ""),
         *(
-            f"Commit {result.get('commit', 'unknown')}; p50 of ours alone; ratios are of runs in turns with peers.",
+            f"Commit {result.get('commit', 'unknown')}; p50 of ours alone; peers over ours in the same turns.",
             "",
         ),
         *rows(cells, right=5),

@@ -153,7 +153,7 @@ def main() -> None:
     tasks = tasks_of(args.data, prepared.verses, texts, size.pairs)
     mono = args.mono or get_minilm()
     study = json.loads((out / "study.json").read_text("utf-8")) if (out / "study.json").exists() else {}
-    study["note"] = args.note
+    study["note"] = args.note or study.get("note")
     study["languages"] = {language: len(path.read_text("utf-8").split()) for language, path in texts.items()}
     for part in parts:
         if part == "multi" and args.multi is None:

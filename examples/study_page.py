@@ -183,7 +183,7 @@ def of_source(report: dict, part: str) -> Iterator[str]:
     yield "### Where"
     yield f"What OFA gains over random rows, by script and language (mean of the seeds).\n\n{where(report).markdown()}"
     yield "### What does training do to retrieval?"
-    yield f"{KEPT}\n\n{kept(report).markdown()}"
+    yield f"{KEPT} {CENTERED}\n\n{kept(report).markdown()}"
     yield "### Does a lower rank lead early?"
     yield rank_lead(report)
     yield "### How much training until random rows of the highest rank are matched?"

@@ -95,8 +95,8 @@ def initialize(
         ValueError, TypeError: an argument does not fit, named with what was given and what would work.
 
     Peak extra memory, the results not counted: 12 Vt d + 4 Vs d bytes for the subword vectors (8 Vt d less with
-    ``memory``), some 160 a word, 4 Vs max(R) for the SVD. Word vectors that are mapped from a file stay on disk.
-    Vt is that of its part of the vocabulary for each of several processes.
+    ``memory``), some 160 a word, 4 Vs max(R) for the SVD, which on a GPU is there from the beginning. Word vectors that
+    are mapped from a file stay on disk. Vt is that of its part of the vocabulary for each of several processes.
 
     Sources: Liu et al. 2024 (arXiv 2311.08849), section 3; those of the rivals are named in ``methods.METHODS``.
     """
@@ -135,8 +135,7 @@ def initialize(
         columns = min(processes.exchange(columns_within(budget, need)))
         bias = None if parity else arguments.source_bias_of(source_bias, len(source_embeddings), len(table))
 
-    largest = max((r for r in ranks if r is not None), default=None)
-    with Stages(table, compared, parity, progress, processes, kept, columns, of_words, largest) as stages:
+    with Stages(table, compared, parity, progress, processes, kept, columns, of_words, ranks) as stages:
         origin = torch.full((len(sources),), RANDOM, dtype=torch.uint8)
         origin[sources >= 0] = COPIED
         found = torch.full((len(sources), how.neighbors), -1)
@@ -183,7 +182,7 @@ def initialize(
                 del key_vectors, target_vectors
 
         with report.timed(seconds, "svd"):
-            factors, spectrum = stages.factors(ranks)
+            factors, spectrum = stages.factors()
         chosen, rest = (origin, sources, found, weights), "published" if parity else how.rest
         rows_of, seconds_of = [], []
         for r in ranks:

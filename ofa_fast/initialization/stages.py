@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import Event
@@ -51,26 +52,27 @@ class Stages:
     cache: Cache | None = None
     columns: int | None = None
     word_weights: np.ndarray | None = None
-    rank: int | None = None  # the largest
+    ranks: Sequence[int | None] = ()
 
     def __post_init__(self) -> None:
         self._words: tuple[set[str] | None, WordList] | None = None
         self._hashes: dict[str, Future] = {}
+        self._largest = max((r for r in self.ranks if r is not None), default=None)
         self._ahead: Future | None = None
         self._threads, self._over = ThreadPoolExecutor(1 + self.table.is_cuda), Event()
 
     def __enter__(self) -> Stages:
-        if self.table.is_cuda and self.rank and self.cache is None:
+        if self.table.is_cuda and self._largest and self.cache is None:
             # The first one of a process waits seconds for libraries and a compiler, beside which words are tokenised.
             stream = torch.cuda.current_stream(self.table.device)
-            self._ahead = self._threads.submit(_svd, self.table, self.rank, stream)
+            self._ahead = self._threads.submit(_svd_on, stream, self.table, self._largest)
         if self.processes.rank and self.cache is None:
             return self
         # Python runs on while another thread reads all that memory.
         submit, over = self._threads.submit, self._over
         if self.word_vectors is not None:
             self._hashes["word_vectors"] = submit(report.word_vectors_sha256, self.word_vectors, over)
-        # That thread has a current stream of its own.
+        # A thread has a current stream of its own.
         made = torch.cuda.current_stream(self.table.device).record_event() if self.table.is_cuda else None
         self._hashes["source_embeddings"] = submit(_table_sha256, self.table, made, over)
         return self
@@ -156,39 +158,37 @@ class Stages:
         tensors, _ = self._cached("neighbors", key, make)
         return tensors["scores"], tensors["indices"]
 
-    def factors(
-        self, ranks: list[int | None]
-    ) -> tuple[dict[int | None, tuple[torch.Tensor, torch.Tensor | None, float]], list[float]]:
+    def factors(self) -> tuple[dict[int | None, tuple[torch.Tensor, torch.Tensor | None, float]], list[float]]:
         """Coordinates, basis and explained variance per rank: one SVD at the largest, of which the others are part.
 
         Then the explained variance at ranks 1, 2, ... up to the largest.
         """
 
         def make() -> dict[str, torch.Tensor]:
-            made = self._ahead.result() if self._ahead else _svd(table, self.rank)
+            made = self._ahead.result() if self._ahead else truncated_svd(table, self._largest)
             return dict(zip(("u", "s", "vh"), made, strict=True))
 
         table = self.table
         found = {None: (table, None, 1.0)}
-        ranks = [r for r in ranks if r is not None]
-        if not ranks:
+        if self._largest is None:
             return found, []
-        key = self.cache and [self.sha256("source_embeddings"), self.rank, table.device.type, torch.get_num_threads()]
+        how = self._largest, table.device.type, torch.get_num_threads()
+        key = self.cache and [self.sha256("source_embeddings"), *how]
         tensors, _ = self._cached("svd", key, make)
         u, s, vh = (tensors[name].to(table.device) for name in ("u", "s", "vh"))
         # A part at a time: the whole in float64 would be the peak of the process.
         total = float(sum(rows.double().square().sum() for rows in table.split(ROWS_AT_ONCE)))
         # On a GPU torch has no deterministic cumulative sum, and refuses one where it was told to be deterministic.
         energy = s.cpu().double().square().cumsum(0)
-        for r in ranks:
+        for r in filter(None, self.ranks):
             explained = min(1.0, float(energy[r - 1]) / total) if total else 1.0
             found[r] = u[:, :r].contiguous(), s[:r, None] * vh[:r], explained
         return found, [round(min(1.0, value), 6) for value in (energy / (total or 1.0)).tolist()]
 
 
-def _svd(table: torch.Tensor, rank: int, stream: torch.cuda.Stream | None = None):
-    """On the caller's stream, as a thread has a current one of its own: the caller may then use it at once."""
-    with torch.no_grad(), torch.cuda.stream(stream):
+def _svd_on(stream: torch.cuda.Stream, table: torch.Tensor, rank: int) -> tuple[torch.Tensor, ...]:
+    """On the caller's stream, so that the caller may use it at once."""
+    with torch.cuda.stream(stream):
         return truncated_svd(table, rank)
 
 

@@ -61,7 +61,7 @@ def _tokens_in_order(tokenizer) -> list[str] | None:
 
 def decoded(tokenizer, ids: Sequence[int], tokens: Sequence[str | None]) -> list[str]:
     """What ``decode`` gives for each of the ids alone; ``tokens`` are those by id."""
-    if not _is_plain_rust(tokenizer, "batch_decode", "decode", "_decode", "clean_up_tokenization"):
+    if not _is_plain_rust(tokenizer, "get_vocab", "batch_decode", "decode", "_decode", "clean_up_tokenization"):
         return tokenizer.batch_decode([[index] for index in ids])
     backend = tokenizer.backend_tokenizer
     texts = [tokens[index] for index in ids]  # as they are, without a decoder; but added ones may be told otherwise

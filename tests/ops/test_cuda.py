@@ -60,6 +60,7 @@ OF_HOPPER = {"OFA_SHARED_KIB": "227"}
 BOTH_EMULATORS = OF_HOPPER | {"TRITON_INTERPRET": "1"}
 WITHOUT_WGMMA = {"OFA_NO_WGMMA": "1"}  # as on all GPUs but those of compute capability 9.0
 with_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+# They take minutes of a processor, too.
 in_the_emulator = pytest.mark.skipif(
     torch.cuda.is_available(), reason="the ops' own tests run these kernels on the GPU"
 )
