@@ -172,8 +172,6 @@ def main() -> None:
         else:
             steps, points = (size.steps, size.points) if part == "mono" else (size.multi_steps, size.multi_points)
             arms = arms_of_source(steps, size.baselines if part == "mono" else ())
-            if part == "multi":  # at full rank its steps take twice as long
-                arms = [arm for arm in arms if arm.rank == 100 or arm.seed == SEEDS[0]]
             more = [] if args.small else [of_middle_layer(tasks[0], source), centered(tasks[0])]
             options = {"tasks": [*tasks, *more], "points": points, **common, **TRAINING, **size.training}
         study[part] = compare(source=source, arms=arms, out=out / part, title=f"The study: {part}", **options)
