@@ -142,10 +142,7 @@ def gpu_section(result: dict) -> list[str]:
     return [
         *("", f"## {title(described) if described else 'A GPU'}, by `benchmarks/gpu.py`", ""),
         *(facts(described) if described else "Of a machine that is not known.", ""),
-        *(
-            f"Commit {result.get('commit', 'unknown')}; p50 of ours alone; peers over ours in the same turns.",
-            "",
-        ),
+        *(f"Commit {result.get('commit', 'unknown')}; p50 of ours alone; peers over ours in the same turns.", ""),
         *rows(cells, right=5),
         *("", *(f"- {line.strip()}" for line in gpu_table.tests_and_jobs(result))),
     ]

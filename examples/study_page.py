@@ -136,7 +136,7 @@ def trained_for_longer(report: dict, part: str) -> Iterator[str]:
     yield "\n".join([verdicts(report, "after"), *of_losses(report, "after")])
     yield of_gains(report, "after").markdown()
     yield f"By script and language:\n\n{where(report).markdown()}"
-    yield f"{kept(report).note}\n\n{kept(report).markdown()}"
+    yield kept(report)
     yield f"How much training until random rows are matched?\n\n{matching(report)}"
     yield from while_training(report, part)
 
@@ -183,7 +183,7 @@ def of_source(report: dict, part: str) -> Iterator[str]:
     yield "### Where"
     yield f"What OFA gains over random rows, by script and language (mean of the seeds).\n\n{where(report).markdown()}"
     yield "### What does training do to retrieval?"
-    yield f"{kept(report).note}\n\n{kept(report).markdown()}"
+    yield kept(report)
     yield "### Does a lower rank lead early?"
     yield rank_lead(report)
     yield "### How much training until random rows of the highest rank are matched?"
@@ -274,13 +274,13 @@ def where(report: dict) -> Table:
     return Table("", "", ["task", "script", "language", *head], rows)
 
 
-def kept(report: dict) -> Table:
+def kept(report: dict) -> str:
     tasks, rows = list(report["about"]["tasks"]), []
     for label in trained_labels(report):
         found = [ends(lines_of(report, label, task)) for task in tasks]
         rows.append([label, *(f"{after['mean'] / before['mean']:.2f}" if after else "–" for before, after in found)])
     note = f"{KEPT} {CENTERED}" if any(task.endswith("-centered") for task in tasks) else KEPT
-    return Table("", note, ["arm", *tasks], rows)
+    return f"{note}\n\n{Table('', '', ['arm', *tasks], rows).markdown()}"
 
 
 def rank_lead(report: dict) -> str:
