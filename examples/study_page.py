@@ -13,16 +13,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from study_tables import NAMES, english, gains, kept, matching, rank_lead, verdicts, where
+
 from ofa_fast._files import atomic_file
-from ofa_fast.study.collect import LOSS
-from ofa_fast.study.pages import about, curve, trained_labels
+from ofa_fast.study.pages import about, charts, curve
 from ofa_fast.study.tables import (
     Table,
     ends,
     initialised,
     labels_of,
     lines_of,
-    matched,
     measures_of,
     metric_of,
     scores,
@@ -32,21 +32,6 @@ from ofa_fast.study.tables import (
 
 COMPARED = ("mono", "multi")
 LONGER = {"long": "", "large": " HyperOFA's 4,000 steps, scaled down from 512 sequences of 512 tokens."}
-NAMES = {
-    "cha": "Chamorro",
-    "chr": "Cherokee",
-    "cmn": "Chinese",
-    "cop": "Coptic",
-    "deu": "German",
-    "eng": "English",
-    "epo": "Esperanto",
-    "heb": "Hebrew",
-    "san": "Sanskrit",
-    "spa": "Spanish",
-    "swh": "Swahili",
-    "ukr": "Ukrainian",
-    "zho": "Chinese",
-}
 INTRODUCTION = """\
 <!-- Written by examples/study_page.py from study.json: edit that, not this. -->
 Models get the vocabulary of other languages by OFA and by its rivals, are trained on, and are measured before, while
@@ -81,7 +66,7 @@ def write_page(numbers: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     parts = [part for part in COMPARED if part in study]
     for part in [*parts, *(part for part in LONGER if part in study)]:
-        for name, svg in plots(study[part], part):
+        for name, (_, svg) in plots(study[part], part).items():
             with atomic_file(folder / "plots" / name) as file:
                 file.write_text(svg, "utf-8")
     if numbers.resolve() != (folder / "study.json").resolve():
@@ -92,13 +77,19 @@ def write_page(numbers: Path, folder: Path) -> None:
         file.write_text(text + "\n", "utf-8")
 
 
-def plots(report: dict, part: str) -> Iterator[tuple[str, str]]:
+def plots(report: dict, part: str) -> dict[str, tuple[str, str]]:
+    """File name to (what it shows, svg), of the measures that were taken while training."""
+    found = {}
     for measure in measures_of(report):
-        if any(len(lines_of(report, label, measure)) > 2 for label in trained_labels(report)):
-            svg = re.search(r"<svg.*</svg>", curve(report, measure, "step"), re.DOTALL)[0]
-            svg = svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)  # on a page the page's own
-            svg = re.sub(r"var\(--\w+,(#\w+)\)", r"\1", svg)  # not every viewer of images knows variables
-            yield f"study-{part}-{measure.replace(' ', '-')}.svg", svg + "\n"
+        for group, labels in charts(report, measure).items():
+            if any(len(lines_of(report, label, measure)) > 2 for label in labels):
+                svg = re.search(r"<svg.*</svg>", curve(report, measure, "step", labels, measure), re.DOTALL)[0]
+                svg = svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)  # on a page the page's own
+                svg = re.sub(r"var\(--\w+,(#\w+)\)", r"\1", svg)  # not every viewer of images knows variables
+                shown = ", ".join(filter(None, [f"{measure} of {report['about']['source']}", group]))
+                name = "-".join(filter(None, ["study", part, measure, group])).replace(" ", "-")
+                found[f"{name}.svg"] = f"{shown} against steps of training", svg + "\n"
+    return found
 
 
 def paragraphs(study: dict, parts: Sequence[str]) -> Iterator[str]:
@@ -133,10 +124,9 @@ def trained_for_longer(report: dict, part: str) -> Iterator[str]:
     seen = f"An arm saw {arm['training']['tokens'] / 1e6:.1f} million tokens.{LONGER[part]}"
     yield f"## {report['about']['source']}, {arm['steps']:,} steps of {batch} sequences"
     yield f"Does what OFA gains last, and does retrieval recover? {seen}\n\n{scores(report).markdown()}"
-    yield "\n".join([verdicts(report, "after"), *of_losses(report, "after")])
-    yield of_gains(report, "after").markdown()
+    yield of_gains(report, "after")
     yield f"By script and language:\n\n{where(report).markdown()}"
-    yield kept(report)
+    yield of_kept(report)
     yield f"How much training until random rows are matched?\n\n{matching(report)}"
     yield from while_training(report, part)
 
@@ -152,22 +142,8 @@ def fine_tuned(report: dict) -> Iterator[str]:
     yield f"English itself:\n\n{english(report).markdown()}"
     yield f"The mean of the other languages:\n\n{scores(report).markdown()}"
     for stage in ("before", "after"):
-        yield f"What OFA gains {stage} training:\n\n{of_gains(report, stage).markdown()}"
+        yield f"What OFA gains {stage} training:\n\n{gains(report, stage).markdown()}"
     yield f"By script and language:\n\n{where(report).markdown()}"
-
-
-def english(report: dict) -> Table:
-    """Scores of the language that was fine-tuned on; the means of the seeds."""
-    tasks, source, rows = list(report["about"]["tasks"]), report["source"], []
-    if source:
-        own = [source[task]["languages"][source[task]["source"]]["score"] for task in tasks]
-        rows.append([f"{report['about']['source']} as it is", *(cell for score in own for cell in (show(score), "–"))])
-    for label in labels_of(report):
-        arms = [arm["points"] for arm in report["arms"] if arm["label"] == label]
-        columns = [[points[end]["tasks"][task]["source"] for points in arms] for task in tasks for end in (0, -1)]
-        rows.append([label, *(show(sum(column) / len(column)) for column in columns)])
-    head = [cell for task in tasks for cell in (f"{task} ({metric_of(report, task)}), before", "after")]
-    return Table("", "", ["arm", *head], rows)
 
 
 def of_source(report: dict, part: str) -> Iterator[str]:
@@ -178,12 +154,11 @@ def of_source(report: dict, part: str) -> Iterator[str]:
         yield f"{table.note}\n\n{table.markdown()}"
     for stage in ("before", "after"):
         yield f"### Does OFA beat the others {stage} training?"
-        yield "\n".join([verdicts(report, stage), *of_losses(report, stage)])
-        yield of_gains(report, stage).markdown()
+        yield of_gains(report, stage)
     yield "### Where"
     yield f"What OFA gains over random rows, by script and language (mean of the seeds).\n\n{where(report).markdown()}"
     yield "### What does training do to retrieval?"
-    yield kept(report)
+    yield of_kept(report)
     yield "### Does a lower rank lead early?"
     yield rank_lead(report)
     yield "### How much training until random rows of the highest rank are matched?"
@@ -191,171 +166,23 @@ def of_source(report: dict, part: str) -> Iterator[str]:
     yield from while_training(report, part)
 
 
+def of_gains(report: dict, stage: str) -> str:
+    made = gains(report, stage)
+    return f"{verdicts(report, stage)}\n\n{made.note}\n\n{made.markdown()}"
+
+
+def of_kept(report: dict) -> str:
+    centered = any(task.endswith("-centered") for task in report["about"]["tasks"])
+    note = f"{KEPT} {CENTERED}" if centered else KEPT
+    return f"{note}\n\n{kept(report).markdown()}"
+
+
 def while_training(report: dict, part: str) -> Iterator[str]:
-    source = report["about"]["source"]
-    for measure in measures_of(report):
-        name = f"study-{part}-{measure.replace(' ', '-')}.svg"
-        if any(len(lines_of(report, label, measure)) > 2 for label in trained_labels(report)):
-            yield f"![{measure} of {source} against steps of training](plots/{name})"
+    for name, (shown, _) in plots(report, part).items():
+        yield f"![{shown}](plots/{name})"
     table = steps_while_training(report)
     if table.rows:
         yield f"{table.title}: {table.note}\n\n{table.markdown()}"
-
-
-def rank_name(rank: int | None) -> str:
-    return "full rank" if rank is None else f"rank {rank}"
-
-
-def verdicts(report: dict, stage: str) -> str:
-    found = [gain for gain in report["gains"] if gain["stage"] == stage and gain["recipe"] == "ofa"]
-    lines = []
-    for over in dict.fromkeys(gain["over"] for gain in found):
-        own = [gain for gain in found if gain["over"] == over]
-        better = [gain for gain in own if gain["interval"][0] > 0]
-        worse = [gain for gain in own if gain["interval"][1] < 0]
-        low, high = min(own, key=lambda g: g["mean"]), max(own, key=lambda g: g["mean"])
-        text = f"**{over}**: OFA is better in {len(better)} of {len(own)} comparisons (task × rank)"
-        text += f", worse in {len(worse)}" if worse else ""
-        text += f"; it gains from {low['mean']:+.3f} ({low['task']}, {rank_name(low['rank'])})"
-        lines.append(f"- {text} to {high['mean']:+.3f} ({high['task']}, {rank_name(high['rank'])}).")
-    return "\n".join(lines) or "No other arm was measured."
-
-
-def of_losses(report: dict, stage: str) -> Iterator[str]:
-    """OFA's held-out loss less that of the others, paired by rank and seed."""
-    end = 0 if stage == "before" else -1
-    losses = {
-        (arm["recipe"], arm["rank"], arm["seed"]): arm["points"][end]["loss"] for arm in report["arms"] if arm["steps"]
-    }
-    for over in dict.fromkeys(recipe for recipe, _, _ in losses if recipe != "ofa"):
-        for rank in dict.fromkeys(rank for recipe, rank, _ in losses if recipe == over):
-            pairs = [
-                (losses["ofa", rank, seed], loss)
-                for (recipe, own, seed), loss in losses.items()
-                if (recipe, own) == (over, rank) and ("ofa", rank, seed) in losses
-            ]
-            more = [ours - theirs for ours, theirs in pairs if ours is not None and theirs is not None]
-            if more:
-                mean, seeds = sum(more) / len(more), "seed" if len(more) == 1 else "seeds"
-                yield (
-                    f"- **{over}**, {rank_name(rank)}: OFA's {LOSS} less theirs is {mean:+.3f} nats "
-                    f"({len(more)} {seeds}: {', '.join(f'{each:+.3f}' for each in more)}); below 0 OFA's is better."
-                )
-
-
-def of_gains(report: dict, stage: str) -> Table:
-    rows = [
-        [
-            gain["over"],
-            rank_name(gain["rank"]),
-            gain["task"],
-            str(gain["seeds"]),
-            f"{gain['mean']:+.3f}",
-            "{:+.3f} … {:+.3f}".format(*gain["interval"]),
-        ]
-        for gain in report["gains"]
-        if gain["stage"] == stage
-    ]
-    return Table("", "", ["OFA over", "rank", "task", "seeds", "gain", "95 % interval"], rows)
-
-
-def where(report: dict) -> Table:
-    chosen = [gain for gain in report["gains"] if gain["over"] == "random"]
-    kinds = list(dict.fromkeys((gain["stage"], gain["rank"]) for gain in chosen))
-    scripts, rows = report["about"]["scripts"], []
-    for task in dict.fromkeys(gain["task"] for gain in chosen):
-        own = {(gain["stage"], gain["rank"]): gain for gain in chosen if gain["task"] == task}
-        codes = next(iter(own.values()))["languages"]
-        for code in sorted(codes, key=lambda code: (scripts[code] == "Latn", scripts[code], code)):
-            name = NAMES.get(code.split("_")[0], code)
-            gains = [own[kind]["languages"][code]["mean"] if kind in own else None for kind in kinds]
-            rows.append([task, scripts[code], name, *("–" if gain is None else f"{gain:+.3f}" for gain in gains)])
-    head = [f"{stage}, {rank_name(rank)}" for stage, rank in kinds]
-    return Table("", "", ["task", "script", "language", *head], rows)
-
-
-def kept(report: dict) -> str:
-    tasks, rows = list(report["about"]["tasks"]), []
-    for label in trained_labels(report):
-        found = [ends(lines_of(report, label, task)) for task in tasks]
-        rows.append([label, *(f"{after['mean'] / before['mean']:.2f}" if after else "–" for before, after in found)])
-    note = f"{KEPT} {CENTERED}" if any(task.endswith("-centered") for task in tasks) else KEPT
-    return f"{note}\n\n{Table('', '', ['arm', *tasks], rows).markdown()}"
-
-
-def rank_lead(report: dict) -> str:
-    """For each recipe with several ranks, the lowest one's lead over full rank at each step."""
-    trained = [arm for arm in report["arms"] if arm["steps"]]
-    rows, leads = [], []
-    for recipe in dict.fromkeys(arm["recipe"] for arm in trained):
-        ranks = {arm["rank"] for arm in trained if arm["recipe"] == recipe}
-        if None not in ranks or len(ranks) < 2:
-            continue
-        low = min(ranks - {None})
-        for measure in measures_of(report):
-            pair = [
-                {line["step"]: line["mean"] for line in lines_of(report, f"{recipe}, {rank_name(rank)}", measure)}
-                for rank in (low, None)
-            ]
-            sign = -1 if measure == LOSS else 1
-            steps = [step for step in pair[0] if step in pair[1]]
-            lead = {step: sign * (pair[0][step] - pair[1][step]) for step in steps}
-            if len(lead) < 2:
-                continue
-            ahead = [step for step in steps if lead[step] > 0]
-            where = (
-                f"ahead at {', '.join(map(str, ahead))} of the steps {', '.join(map(str, steps))}"
-                if ahead
-                else "never ahead"
-            )
-            leads.append(f"- {recipe}, {measure}: rank {low} is {where}.")
-            rows.append(
-                [
-                    f"{recipe}, {measure}",
-                    *(f"{lead[step]:+.3f}" if step in lead else "–" for step in sorted(all_steps(report))),
-                ]
-            )
-    if not rows:
-        return "No recipe was trained at several ranks."
-    table = Table("", "", ["lead of the low rank at step", *map(str, sorted(all_steps(report)))], rows)
-    return (
-        "\n".join(leads)
-        + "\n\nThe lead is in score, or in nats of the loss that it is lower by.\n\n"
-        + table.markdown()
-    )
-
-
-def all_steps(report: dict) -> set[int]:
-    return {line["step"] for line in report["summary"]}
-
-
-def matching(report: dict) -> str:
-    table = matched(report)
-    if not table.rows:
-        return "Random rows were not trained."
-    sentences = []
-    for line in report["matched"]:
-        if not line["label"].startswith("ofa, "):
-            continue
-        end = line["reference_costs"]
-        what = f"{line['label']}, {line['measure']}"
-        if line["step"] == 0:
-            sentences.append(f"- {what}: matched before training already.")
-        elif line["step"] is None:
-            sentences.append(
-                f"- {what}: not reached ({show(line['target'])} after {end['step']} steps of random rows)."
-            )
-        else:
-            energy = (
-                ""
-                if line["watt_hours"] is None
-                else f" and {line['watt_hours']:.2f} Wh instead of {end['watt_hours']:.2f}"
-            )
-            sentences.append(
-                f"- {what}: {line['step']:.0f} steps instead of {end['step']}, {line['seconds']:.0f} s instead of "
-                f"{end['seconds']:.0f}{energy}."
-            )
-    return "\n".join(sentences) + f"\n\n{table.note}\n\n{table.markdown()}"
 
 
 def of_recipes(report: dict) -> Iterator[str]:

@@ -76,12 +76,16 @@ class Arm:
     @property
     def label(self) -> str:
         """What it has in common with the arms of other seeds."""
-        return f"{self.recipe.name}, {'full rank' if self.rank is None else f'rank {self.rank}'}"
+        return f"{self.recipe.name}, {rank_name(self.rank)}"
 
     @property
     def folder(self) -> str:
         rank = "full" if self.rank is None else self.rank
         return f"{re.sub(r'[^A-Za-z0-9.=_-]+', '_', self.recipe.name)}-rank-{rank}-seed-{self.seed}"
+
+
+def rank_name(rank: int | None) -> str:
+    return "full rank" if rank is None else f"rank {rank}"
 
 
 def arms_of(methods: Sequence[str], ranks: Sequence[int | None], seeds: Sequence[int], steps: int) -> list[Arm]:

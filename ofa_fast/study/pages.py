@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ofa_fast._files import atomic_file
-from ofa_fast._html import Html, bar_chart, color_of, details, facts, figures, line_chart, page, table
+from ofa_fast._html import COLORS, Html, bar_chart, details, facts, figures, line_chart, page, table
+from ofa_fast.study.arms import rank_name
 from ofa_fast.study.collect import LOSS
 from ofa_fast.study.tables import ends, labels_of, lines_of, measures_of, metric_of, tables
 
@@ -61,28 +62,41 @@ def trained_labels(report: dict) -> list[str]:
     return list(dict.fromkeys(arm["label"] for arm in report["arms"] if arm["steps"]))
 
 
-def curve(report: dict, measure: str, cost: str, labels: Sequence[str] | None = None, title: str = "") -> Html:
+def charts(report: dict, measure: str) -> dict[str, list[str]]:
+    """Labels of the arms that share a chart: all; or where colours would repeat, those of a rank, and of two recipes.
+
+    The two are the first recipe and random rows, at all ranks. Arms without a curve are left out.
+    """
+    arms = {arm["label"]: arm for arm in report["arms"]}
+    labels = [label for label in trained_labels(report) if len(lines_of(report, label, measure)) > 1]
+    if len(labels) <= len(COLORS):
+        return {"": labels}
+    found = {}
+    for label in labels:
+        found.setdefault(rank_name(arms[label]["rank"]), []).append(label)
+    two = report["arms"][0]["recipe"], "random"
+    return found | {"all ranks": [label for label in labels if arms[label]["recipe"] in two]}
+
+
+def curve(report: dict, measure: str, cost: str, labels: Sequence[str], title: str) -> Html:
     """A measure against steps, seconds or energy; the band is from the lowest to the highest seed."""
-    labels = labels or trained_labels(report)
     series = {
         label: [(line[cost], line["mean"], line["low"], line["high"]) for line in lines_of(report, label, measure)]
         for label in labels
     }
-    series = {label: points for label, points in series.items() if len(points) > 1}
     unit = "nats a token" if measure == LOSS else metric_of(report, measure)
-    return line_chart(title or measure, series, COSTS[cost], unit, colors=color_of(trained_labels(report)), width=640)
+    return line_chart(title, series, COSTS[cost], unit, width=640)
 
 
 def _curves(report: dict) -> list[Html]:
-    labels = trained_labels(report)
-    if not labels:
-        return []
-    drawn = [measure for measure in measures_of(report) if any(len(lines_of(report, x, measure)) > 1 for x in labels)]
+    own = [cost for cost in COSTS if all(line[cost] is not None for line in report["summary"])]
     found = []
-    for measure in drawn:
-        own = [cost for cost in COSTS if all(line[cost] is not None for line in report["summary"])]
-        first, *others = [curve(report, measure, cost, title=f"{measure} against {COSTS[cost]}") for cost in own]
-        found += [figures(first), details(f"{measure} against time and energy", figures(*others))]
+    for measure in measures_of(report):
+        for group, labels in charts(report, measure).items():
+            name = f"{measure}, {group}" if group else measure
+            drawn = [curve(report, measure, cost, labels, f"{name} against {COSTS[cost]}") for cost in own if labels]
+            if drawn:
+                found += [figures(drawn[0]), details(f"{name} against time and energy", figures(*drawn[1:]))]
     return found
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from ofa_fast.study.arms import rank_name
 from ofa_fast.study.collect import LOSS
 
 
@@ -132,7 +133,7 @@ def by_language(report: dict) -> Table:
             own = next((g for g in chosen if (g["task"], g["rank"], g["stage"]) == (task, rank, stage)), None)
             row.append("–" if own is None or code not in own["languages"] else f"{own['languages'][code]['mean']:+.3f}")
         rows.append(row)
-    head = [f"{'full rank' if rank is None else f'rank {rank}'}, {stage} training" for rank, stage in kinds]
+    head = [f"{rank_name(rank)}, {stage} training" for rank, stage in kinds]
     first = report["arms"][0]["recipe"]
     return Table(
         f"What {first} gains over {over}, by language", "Mean of the seeds.", ["task and language", *head], rows
