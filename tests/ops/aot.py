@@ -56,6 +56,8 @@ def _search(dtype):
     exact = SimpleNamespace(queries=keys[: SIZES["N"]], keys=keys, query_norms=torch.ones(SIZES["N"]))
     codes = torch.zeros(SIZES["V"], 256, dtype=torch.float16)
     kernels._candidates(exact, rows, codes, torch.zeros(()), kernels.CAPACITY, 10)
+    indices = torch.randint(SIZES["V"], (SIZES["N"], 10))
+    kernels.backward(indices.float(), exact.queries, keys, indices.float(), indices, "cosine", [True, True])
 
 
 def _gram(dtype):
@@ -64,7 +66,7 @@ def _gram(dtype):
 
 
 LAUNCHES = {
-    "topk_similarity": (_search, {"screen", "dots"}),
+    "topk_similarity": (_search, {"screen", "dots", "sums"}),
     "truncated_svd": (_gram, {"gram"}),
     "factorized_embedding": (_embedding, {"lookup", "project", "add_segments", "basis"}),
     "factorized_cross_entropy": (_cross_entropy, {"keys", "gather", "forward", "finish", "prepare", "backward"}),

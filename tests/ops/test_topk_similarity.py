@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from checks import (
+    assert_no_worse,
     backends_of,
     concurrently,
     fullgraph,
@@ -158,6 +159,66 @@ def test_gradient_of_one_side_only():
     both = torch.autograd.grad(topk_similarity(queries, keys.requires_grad_(), 4)[0].sum(), (queries, keys))
     assert torch.equal(both[0], expected)
     assert keys.grad is None
+
+
+@metrics
+def test_second_derivatives(metric):
+    queries, keys = (x.requires_grad_() for x in make(5, 12, 4, torch.float64))
+    assert torch.autograd.gradgradcheck(lambda q, x: topk_similarity(q, x, 3, metric)[0], (queries, keys))
+
+
+# queries, keys, columns, k: a key that all queries have found, more columns than a program has, keys that nobody found
+PAIRED = {
+    "hub": (75, 4, 20, 4),
+    "wide": (6, 9, 150, 3),
+    "alone": (3, 40, 5, 1),
+    "none": (0, 5, 4, 2),
+    "flat": (5, 6, 0, 2),
+}
+
+
+def paired(shape, dtype):
+    q, n, d, k = PAIRED[shape]
+    queries, keys = make(q, n, d, dtype)
+    queries[1:2], keys[2] = 0, 0
+    indices = torch.rand(q, n, generator=torch.Generator().manual_seed(3)).argsort(dim=1)[:, :k]
+    exact = reference.topk_similarity(queries.double(), keys.double(), n, "cosine")
+    scores = torch.zeros(q, n, dtype=torch.float64).scatter(1, exact[1], exact[0]).gather(1, indices)
+    return queries, keys, scores.float(), indices
+
+
+@on_every_backend
+@in_every_dtype
+@metrics
+@pytest.mark.parametrize("shape", PAIRED)
+def test_gradients_of_given_pairs(name, dtype, metric, shape):
+    queries, keys, scores, indices = paired(shape, dtype)
+    grad = torch.linspace(-1, 2, max(1, scores.numel()))[: scores.numel()].view(scores.shape)
+    leaves = [x.double().requires_grad_() for x in (queries, keys)]
+    products = (leaves[0][:, None] * leaves[1][indices]).sum(2)
+    if metric == "cosine":
+        norms = [torch.linalg.vector_norm(x, dim=1) for x in leaves]
+        whole = norms[0][:, None] * norms[1][indices]
+        products = torch.where(whole > 0, products / whole.masked_fill(whole == 0, 1), 0.0)
+    truth = [g.nan_to_num() for g in torch.autograd.grad((products * grad).sum(), leaves)]  # a norm's at 0 is NaN
+    call = torch.ops.ofa_fast.topk_similarity_backward
+    with use(name):
+        both = call(grad, queries, keys, scores, indices, metric, [True, True])
+        strided = call(grad.T.contiguous().T, queries.T.contiguous().T, keys, scores, indices, metric, [True, False])
+        last = call(grad, queries, keys, scores, indices, metric, [False, True])
+        nothing = call(grad, queries, keys, scores, indices, metric, [False, False])
+    for ours, true in zip(both, truth, strict=True):
+        assert_no_worse(ours, true.to(dtype), true, slack=1.0)
+    assert torch.equal(strided[0], both[0]) and torch.equal(last[1], both[1])
+    assert not any(x.numel() for x in (strided[1], last[0], *nothing))
+
+
+@on_every_backend
+def test_opcheck_of_gradients(name):
+    with use(name):
+        inputs = paired("hub", torch.float32)
+        for needs in ([True, True], [False, True]):
+            opcheck(torch.ops.ofa_fast.topk_similarity_backward.default, (torch.ones(75, 4), *inputs, "cosine", needs))
 
 
 @on_every_backend

@@ -49,7 +49,7 @@ INTERPRETED = {
     "truncated_svd": "not (random or threads or dominated)",
     "topk_similarity": """
         exact and (screened or odd or hostile and cosine and (clus or dup)) and not float16 or nan
-        or small_tiles and many or odd and float16
+        or small_tiles and many or odd and float16 or pairs or gradients
     """,
     "factorized_embedding": "not (panels or wide or many or blocks or crowd or threads or sparse and float16)",
     "factorized_cross_entropy": """
@@ -77,7 +77,7 @@ def test_in_the_interpreter(op):
 
 PRODUCTS = {80: "mma.sync.aligned", 90: "wgmma.mma_async.sync", 100: "tcgen05.mma"}  # instructions of tensor cores
 OPERANDS = {torch.float32: "tf32", torch.bfloat16: "bf16", torch.float16: "f16"}
-WITHOUT_PRODUCTS = {"add_segments", "dots", "finish", "gather", "keys", "prepare"}
+WITHOUT_PRODUCTS = {"add_segments", "dots", "finish", "gather", "keys", "prepare", "sums"}
 SHARED = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}  # bytes that a program may have
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from ofa_fast import _native
 from ofa_fast.ops._op import Op, capturing, on_first_use, workspace
-from ofa_fast.ops.topk_similarity import reference
+from ofa_fast.ops.topk_similarity import gradients, reference
 
 METRICS = ("cosine", "dot")
 _MOST_NEIGHBORS_CUDA = 1024
-_BLOCK = 1 << 22  # scores that the reference holds at once; elements of the backward pass's float64 copies
+_BLOCK = 1 << 22  # scores that the reference holds at once
 
 
 def _forward_native(queries, keys, k, metric):
@@ -88,45 +87,29 @@ _forward = Op(
 )
 
 
-def _sum_rows(table, index, weights, offsets=None):
-    """Row i of the result is the sum of weights[i, j] * table[index[i, j]] over j, in order."""
-    return F.embedding_bag(index, table, offsets, mode="sum", per_sample_weights=weights)
+def _backward_beside_cuda(grad, *args):
+    """CUDA C++ has no kernel for it: Triton's, or where that cannot run torch's."""
+    dtypes = {tensor.dtype for tensor in (grad, *args[:3])}
+    name = "reference" if _backward.refusal("triton", grad.device.type, dtypes, (grad, *args)) else "triton"
+    return _backward.backends[name](grad, *args)
 
 
-def _backward(grad, queries, keys, scores, indices, metric):
-    """Gradients for fixed indices, summed in float64 over the neighbours in order, a few columns at a time.
+def _backward_fake(grad, queries, keys, scores, indices, metric, needs):
+    return tuple(like.new_empty(like.shape if need else 0) for like, need in zip((queries, keys), needs, strict=True))
 
-    The score s of a pair has the gradient k in q, and (k / |k| - s q / |q|) / |q| if it is a cosine; likewise in k.
-    """
-    (q, d), n, neighbors = queries.shape, keys.shape[0], indices.shape[1]
-    pairs = indices.reshape(-1).sort(stable=True)
-    offsets = torch.searchsorted(pairs.values, torch.arange(n, device=keys.device))
-    rows = pairs.indices // neighbors
-    weights, own_query, own_key = grad.double(), None, None
-    if metric == "cosine":
-        inverse_query, inverse_key = (
-            torch.where(norm > 0, 1 / norm, 0.0)
-            for norm in (torch.linalg.vector_norm(x, dim=1, dtype=torch.float64) for x in (queries, keys))
-        )
-        along = weights * scores.double()
-        ones = along.new_ones(q, 1)
-        own_query = along.sum(1, keepdim=True) * inverse_query[:, None].square()
-        own_key = _sum_rows(ones, rows, along.reshape(-1)[pairs.indices], offsets) * inverse_key[:, None].square()
-        weights = weights * inverse_query[:, None] * inverse_key[indices]
-    weights_by_key = weights.reshape(-1)[pairs.indices]
 
-    grad_queries, grad_keys = torch.empty_like(queries), torch.empty_like(keys)
-    width = max(1, _BLOCK // (q + n + 1))
-    for first in range(0, d, width):
-        columns = slice(first, first + width)
-        some_queries, some_keys = queries[:, columns].double(), keys[:, columns].double()
-        from_keys = _sum_rows(some_keys, indices, weights)
-        from_queries = _sum_rows(some_queries, rows, weights_by_key, offsets)
-        if metric == "cosine":
-            from_keys -= own_query * some_queries
-            from_queries -= own_key * some_keys
-        grad_queries[:, columns], grad_keys[:, columns] = from_keys, from_queries
-    return grad_queries, grad_keys
+# Gradients of queries and of keys; those that `needs` does not ask for are empty.
+_backward = Op(
+    "topk_similarity_backward(Tensor grad, Tensor queries, Tensor keys, Tensor scores, Tensor indices, str metric, "
+    "bool[] needs) -> (Tensor, Tensor)",
+    fake=_backward_fake,
+    backends={
+        "cpu": gradients.backward,
+        "cuda": _backward_beside_cuda,
+        "triton": on_first_use(f"{__name__}.triton", "backward"),
+        "reference": gradients.backward,
+    },
+)
 
 
 class _TopkSimilarity(torch.autograd.Function):
@@ -140,7 +123,10 @@ class _TopkSimilarity(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad, _indices, _report):
-        return *_backward(grad, *ctx.saved_tensors, ctx.metric), None, None
+        needs = list(ctx.needs_input_grad[:2])
+        run = gradients.backward if torch.is_grad_enabled() else _backward  # the op itself has no gradient
+        grads = run(grad, *ctx.saved_tensors, ctx.metric, needs)
+        return *(own if need else None for own, need in zip(grads, needs, strict=True)), None, None
 
 
 def topk_similarity(

@@ -14,11 +14,12 @@ import torch
 import triton
 import triton.language as tl
 
-from ofa_fast.ops._triton import dot
-from ofa_fast.ops.topk_similarity import reference
+from ofa_fast.ops._triton import dot, power_of_2, rounded
+from ofa_fast.ops.topk_similarity import gradients, reference
 
 MOST_NEIGHBORS, FEWEST_QUERIES = 128, 8  # for which the screen pays
 BLOCK_Q, BLOCK_K, BLOCK_D, BLOCK_PAIRS = 128, 64, 64, 64
+BLOCK_ROWS = 16  # that the backward pass adds at once
 SEEDS = 8  # one key in so many is looked at for the first threshold
 SPLITS = 4  # of the keys, side by side
 CAPACITY = 256  # keys that a split lists for a query, and four times as many where k > 32
@@ -79,6 +80,32 @@ def _dots(left, right, left_rows, right_rows, out, pairs, D: tl.constexpr, PAIRS
     lanes = tl.sum(tl.reshape(lanes, (PAIRS, 2, 4)), 1)
     lanes = tl.sum(tl.reshape(lanes, (PAIRS, 2, 2)), 1)
     tl.store(out + pair, tl.sum(lanes, 1), mask=valid)
+
+
+@triton.jit
+def _sums(
+    table, rows, starts, weights, own, itself, out,
+    D: tl.constexpr, PAIRS: tl.constexpr, COLUMNS: tl.constexpr, SUBTRACTS: tl.constexpr,
+):  # fmt: skip
+    """out[i]: the sum of weights[p] table[rows[p]] over the pairs of row i, less that of own[p] times itself[i]."""
+    row = tl.program_id(0).to(tl.int64)
+    column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    inside = column < D
+    total = tl.zeros((COLUMNS,), tl.float64)
+    share = tl.zeros((), tl.float64)
+    end = tl.load(starts + row + 1)
+    for first in range(tl.load(starts + row), end, PAIRS):
+        pair = first + tl.arange(0, PAIRS)
+        valid = pair < end
+        at = table + tl.load(rows + pair, mask=valid, other=0)[:, None] * D + column[None, :]
+        x = tl.load(at, mask=valid[:, None] & inside[None, :], other=0.0).to(tl.float32).to(tl.float64)
+        total += tl.sum(x * tl.load(weights + pair, mask=valid, other=0.0)[:, None], 0)
+        if SUBTRACTS:
+            share += tl.sum(tl.load(own + pair, mask=valid, other=0.0), 0)
+    if SUBTRACTS:
+        x = tl.load(itself + row * D + column, mask=inside, other=0.0).to(tl.float32).to(tl.float64)
+        total -= share * x
+    tl.store(out + row * D + column, rounded(total.to(tl.float32), out.dtype.element_ty), mask=inside)
 
 
 def _products(left, right, left_rows, right_rows):
@@ -206,3 +233,25 @@ def _all_pairs(exact, rows, k, scores, indices):
         best = table.sort(dim=1, descending=True, stable=True)
         scores[some], indices[some] = best.values[:, :k].float(), best.indices[:, :k]
     return len(rows) * key_count
+
+
+def backward(grad, queries, keys, scores, indices, metric, needs):
+    """Gradients in float64 sums without a copy of either table; every row is added up by one program, in order."""
+    nothing = queries.new_empty(0)
+    queries, keys = queries.contiguous(), keys.contiguous()
+    of_queries, of_keys = gradients.sides(grad, queries, keys, scores, indices, metric, needs)
+    return (
+        _gradient(keys, of_queries, queries) if of_queries else nothing,
+        _gradient(queries, of_keys, keys) if of_keys else nothing,
+    )
+
+
+def _gradient(table, side, itself):
+    out, columns = torch.empty_like(itself), min(128, power_of_2(itself.shape[1]))
+    rows, starts, weights = (part.contiguous() for part in side[:3])
+    if out.numel():
+        _sums[len(out), triton.cdiv(out.shape[1], columns)](
+            table, rows, starts, weights, weights if side.own is None else side.own, itself, out,
+            D=out.shape[1], PAIRS=BLOCK_ROWS, COLUMNS=columns, SUBTRACTS=side.own is not None, num_warps=4,
+        )  # fmt: skip
+    return out
