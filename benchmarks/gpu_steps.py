@@ -35,8 +35,12 @@ SIZES = {
     "topk_similarity": {
         "400,000 x 250,002 x 300, k = 10": {"kind": "Gaussian", "queries": 400_000, "d": 300},
         "8,192 x 250,002 x 200, k = 10": {"kind": "Gaussian"},
+        "backward, 8,192 x 250,002 x 200, k = 10": {"kind": "Gaussian", "backward": True},
     },
-    "truncated_svd": {"250,002 x 768, R 400": {"kind": "decaying"}},
+    "truncated_svd": {
+        "250,002 x 768, R 400": {"kind": "decaying"},
+        "backward, 250,002 x 768, R 400": {"kind": "decaying", "backward": True},
+    },
     "factorized_embedding": {
         f"16,384 ids, V 401,145, R 200, D {width}, {dtype}": {
             "gradient": "dense", "text": False, "width": width, "dtype": dtype

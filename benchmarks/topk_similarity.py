@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from benchmarks import data
 from benchmarks.harness import OURS, Contest, timed
 from ofa_fast.ops import topk_similarity
+from ofa_fast.ops.topk_similarity import gradients
 
 TORCH, FAISS, FAISS_TUNED = "torch matmul + topk, blocks", "faiss IndexFlatIP", "faiss IndexFlatIP, tuned"
 TORCH_BFLOAT16, FAISS_GPU = "torch bfloat16 matmul + topk, blocks", "faiss knn_gpu"
 CUVS, USEARCH = "cuVS brute force", "usearch exact"
+BAGS = "torch embedding_bag in float64"
 CLUSTERED, GAUSSIAN, HEAVY = (f"8,192 x 250,002 x 200, {kind}" for kind in ("clustered", "Gaussian", "heavy tails"))
 MANY, REAL, BIBLE = (
     f"{GAUSSIAN}, k = 100",
@@ -91,9 +93,13 @@ def contest(
     k: int = 10,
     device: str = "cpu",
     folders: Sequence[Path] = (),
+    backward: bool = False,
 ) -> Contest:
+    """``backward``: of the gradients of given pairs, instead of the search for them."""
     queries, keys = (tensor.to(device) for tensor in vectors(kind, queries, keys, d, folders))
     d = keys.shape[1]
+    if backward:
+        return _backward_contest(queries, keys, k)
 
     @functools.cache
     def sizes(dtype) -> tuple[int, int]:
@@ -140,6 +146,26 @@ def contest(
         prepared=() if device == "cpu" else (TORCH, TORCH_BFLOAT16),  # their sizes are chosen
         report=lambda: topk_similarity(queries, keys, k, return_report=True)[2],
     )
+
+
+def _backward_contest(queries: torch.Tensor, keys: torch.Tensor, k: int) -> Contest:
+    scores, indices = topk_similarity(queries, keys, k)
+    inputs = torch.ones_like(scores), queries, keys, scores, indices, "cosine", [True, True]
+    entries = {
+        OURS: lambda: torch.ops.ofa_fast.topk_similarity_backward(*inputs),
+        BAGS: lambda: gradients.backward(*inputs),
+    }
+
+    def errors(result):
+        x, q = F.normalize(keys.double(), dim=1), queries[:256].double()
+        norm = torch.linalg.vector_norm(q, dim=1, keepdim=True)
+        own = scores[:256].double().sum(1, keepdim=True) * q / norm
+        truth = (x[indices[:256]].sum(1) - own) / norm
+        return {"error": float((result[0][:256] - truth).abs().max() / truth.abs().max())}
+
+    rows = 2 * (queries.nbytes + keys.nbytes)
+    pairs = 2.0 * indices.numel() * keys.shape[1]
+    return Contest(entries=entries, errors=errors, operations=2 * pairs, traffic=pairs * keys.element_size() + rows)
 
 
 def _libraries_for_gpus(queries: torch.Tensor, keys: torch.Tensor, k: int) -> dict:

@@ -13,6 +13,7 @@ from benchmarks.harness import OURS, Contest
 from ofa_fast.ops import truncated_svd
 
 LOWRANK, TORCH, NUMPY, SCIPY = "torch.svd_lowrank", "torch.linalg.svd", "numpy.linalg.svd", "scipy.linalg.svd"
+AUTOGRAD = "torch's gradient of linalg.svd"
 SVDS, RANDOMIZED, COVARIANCE = "scipy.sparse svds", "sklearn randomized_svd", "sklearn PCA covariance_eigh"
 DECAYING, FLAT, STEEP = (f"250,002 x 768, R 400, {kind}" for kind in ("decaying", "flat", "steep"))
 E5, MINILM = "table of multilingual-e5-small, R 200", "table of all-MiniLM-L6-v2, R 200"
@@ -49,10 +50,16 @@ def contest(
     without: tuple[str, ...] = (),
     device: str = "cpu",
     folders: Sequence[Path] = (),
+    backward: bool = False,
 ) -> Contest:
-    """``without``: peers that are left out for their time: from six seconds to more than a minute a call."""
+    """``without``: peers that are left out for their time: from six seconds to more than a minute a call.
+
+    ``backward``: of the gradient of the matrix from those of the triples, instead of the triples.
+    """
     matrix = table(kind, n, d, rank, folders, device)
     n, d = matrix.shape
+    if backward:
+        return _backward_contest(matrix, rank)
 
     def lowrank():
         u, s, v = torch.svd_lowrank(matrix, q=min(rank + 10, d), niter=2)
@@ -84,6 +91,37 @@ def contest(
         entries={name: entry for name, entry in entries.items() if name not in without},
         errors=errors,
         operations=float(n) * d * d + 2.0 * n * d * rank,  # half a Gram matrix, and the projection
+        traffic=4.0 * (2 * n * d + n * rank + rank * d),
+    )
+
+
+def _backward_contest(matrix: torch.Tensor, rank: int) -> Contest:
+    """Beside torch's gradient of its whole decomposition, of which the leading triples are taken."""
+    (n, d) = matrix.shape
+    generator = torch.Generator(matrix.device).manual_seed(1)
+    left, right = (torch.rand(*shape, generator=generator, device=matrix.device) for shape in ((n, 1), (1, d)))
+
+    def gradient_of(decompose, dtype=matrix.dtype):
+        leaf = matrix.detach().to(dtype).requires_grad_()
+        u, s, vh = decompose(leaf)
+        triples = u[:, :rank], s[:rank], vh[:rank]
+        slopes = triples[0].detach() * left, torch.ones_like(triples[1]), triples[2].detach() * right  # of any signs
+        return lambda: torch.autograd.grad(triples, leaf, slopes, retain_graph=True)[0]
+
+    @functools.cache
+    def exact():
+        return gradient_of(lambda leaf: truncated_svd(leaf, rank), torch.float64)()
+
+    def errors(result):
+        return {"error": float((result - exact()).abs().max() / exact().abs().max())}
+
+    return Contest(
+        entries={
+            OURS: gradient_of(lambda leaf: truncated_svd(leaf, rank)),
+            AUTOGRAD: gradient_of(lambda leaf: torch.linalg.svd(leaf, full_matrices=False)),
+        },
+        errors=errors,
+        operations=4.0 * n * d * d + 4.0 * n * d * rank,
         traffic=4.0 * (2 * n * d + n * rank + rank * d),
     )
 
