@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,15 +48,17 @@ SPECIAL = {
 }
 TEXT_PER_LANGUAGE = 8_000  # verses that the tokenizer is trained on
 TRAINING = {"batch_size": 8, "max_length": 64, "temperature": 2.0, "save_steps": 100}
+METHODS = ("ofa", "random", "mean", "gaussian", "wechsel", "focus")
+BETTER = "ofa:copied_share=0.25:word_weights=rank"
 # Each alone changes one thing about OFA; the first is the recipe as it is.
 RECIPES = (
     "ofa",
     *("ofa:vectors=unlinked", "ofa:vectors=tenth"),
     *("ofa:copied_share=0.5", "ofa:copied_share=0.25", "ofa:copied_share=0"),
-    *("ofa:word_weights=rank", "ofa:copied_share=0.25:word_weights=rank"),
+    *("ofa:word_weights=rank", BETTER),
     *("ofa:neighbors=1", "ofa:neighbors=3", "ofa:neighbors=30"),
     *("ofa:temperature=0.05", "ofa:temperature=0.2"),
-    *("wechsel", "focus", "random", "mean", "gaussian"),
+    *METHODS[1:],
 )
 
 
@@ -69,11 +70,16 @@ class Size:
     multi_steps: int
     multi_points: tuple[int, ...]
     pairs: int
-    baselines: tuple[str, ...]  # at rank 100, beside OFA and random rows at rank 100 and full rank
+    mono_arms: tuple[tuple[str, int | None], ...]
     training: dict
 
 
-SMALL = Size(10_000, 80, (40,), 40, (20,), 128, (), {"learning_rate": 1e-4})
+FEW = (("ofa", 100), ("random", 100), ("ofa", None), ("random", None))
+MANY = (
+    *((method, 100) for method in (*METHODS, BETTER)),
+    *((method, rank) for rank in (200, None) for method in METHODS[:2]),
+)
+SMALL = Size(10_000, 80, (40,), 40, (20,), 128, FEW, {"learning_rate": 1e-4})
 FULL = Size(
     30_000,
     300,
@@ -81,7 +87,7 @@ FULL = Size(
     100,
     (50,),
     64,
-    ("mean", "gaussian", "wechsel", "ofa:copied_share=0.25:word_weights=rank"),
+    MANY,
     {"learning_rate": 5e-5, "warmup_steps": 30},
 )
 SEEDS = (0, 1, 2)
@@ -171,7 +177,8 @@ def main() -> None:
             options = {"tasks": measured, "points": points, **common, **TRAINING, **size.training, **changes}
         else:
             steps, points = (size.steps, size.points) if part == "mono" else (size.multi_steps, size.multi_points)
-            arms = arms_of_source(steps, size.baselines if part == "mono" else ())
+            wanted = size.mono_arms if part == "mono" else FEW
+            arms = [Arm(Recipe.read(recipe), rank, seed, steps) for seed in SEEDS for recipe, rank in wanted]
             more = [] if args.small else [of_middle_layer(tasks[0], source), centered(tasks[0])]
             options = {"tasks": [*tasks, *more], "points": points, **common, **TRAINING, **size.training}
         study[part] = compare(source=source, arms=arms, out=out / part, title=f"The study: {part}", **options)
@@ -187,12 +194,6 @@ def main() -> None:
     if (out / "study.json").exists():
         write_page(out / "study.json", out)
         say(f"done: {out}/study.md, and a report.html for each comparison")
-
-
-def arms_of_source(steps: int, baselines: Sequence[str]) -> list[Arm]:
-    """Seed by seed; OFA and random rows at both ranks first."""
-    wanted = [("ofa", 100), ("random", 100), ("ofa", None), ("random", None), *((own, 100) for own in baselines)]
-    return [Arm(Recipe.read(recipe), rank, seed, steps) for seed in SEEDS for recipe, rank in wanted]
 
 
 def of_middle_layer(task: Task, source: Path) -> Task:

@@ -12,8 +12,8 @@ _UNPRINTABLE = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u20
 
 # Okabe and Ito's palette, its light colours darkened until they stand out from white; a page with a dark background
 # sets the variables to lighter ones. Any two can be told apart with each kind of colour blindness.
-LIGHT = ("#0072b2", "#d55e00", "#00866a", "#a84a86", "#9a7400", "#3a8fc4", "#7a4b2a", "#4d5560")
-DARK = ("#4ea5e0", "#f58a42", "#35bd98", "#dd8cbf", "#dcb443", "#9ad2f5", "#c99a76", "#b9c0c9")
+LIGHT = ("#0072b2", "#d55e00", "#00866a", "#a84a86", "#9a7400", "#4d5560", "#7a4b2a", "#3a8fc4")
+DARK = ("#4ea5e0", "#f58a42", "#35bd98", "#dd8cbf", "#dcb443", "#b9c0c9", "#c99a76", "#9ad2f5")
 COLORS = tuple(f"var(--c{i},{color})" for i, color in enumerate(LIGHT))
 GREY = "var(--grey,#9aa1aa)"  # what is unknown, random or left over
 

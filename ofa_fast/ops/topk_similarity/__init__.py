@@ -155,7 +155,8 @@ def topk_similarity(
     No [Q, K] matrix is formed. Peak extra memory on the CPU for contiguous inputs: 8 (Q + K) bytes of norms, 8 MiB of
     encoded keys, at most 50 MiB of queries encoded with their bounds, candidates and k best (more where k exceeds
     50,000: 32 k bytes for each of 32 queries), and 140 d bytes a thread. The backward pass takes 100 bytes for each of
-    the Q k pairs and four float64 copies of a few columns, 32 MiB each; on a GPU, where it is Triton's, no copies. float64 inputs are computed by the reference, four million scores at a time.
+    the Q k pairs and four float64 copies of a few columns, 32 MiB each; on a GPU, where it is Triton's, no copies.
+    float64 inputs are computed by the reference, four million scores at a time.
 
     Source: the search of Liu et al. 2024 (arXiv 2311.08849), section 3.2, for the subwords most similar to a new one.
     """
