@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 
 import numpy as np
@@ -24,7 +25,9 @@ from checks import (
 from fuzz_topk_similarity import KINDS, check, truth
 
 from ofa_fast.ops import topk_similarity
-from ofa_fast.ops.topk_similarity import reference
+from ofa_fast.ops.topk_similarity import gradients, reference
+
+search = importlib.import_module("ofa_fast.ops.topk_similarity")  # the name in `ops` is the function's
 
 SHAPES = {  # Q, K, d, k
     "small": (7, 11, 3, 4),
@@ -153,12 +156,23 @@ def test_zero_vectors_have_no_cosine_gradient(metric):
     values(topk_similarity, reference.topk_similarity, (*leaves, 30, metric), torch.float32)
 
 
-def test_gradient_of_one_side_only():
+def test_gradient_of_one_side_only(monkeypatch):
     queries, keys = make(9, 30, 6)
-    expected = torch.autograd.grad(topk_similarity(queries.requires_grad_(), keys, 4)[0].sum(), queries)[0]
-    both = torch.autograd.grad(topk_similarity(queries, keys.requires_grad_(), 4)[0].sum(), (queries, keys))
-    assert torch.equal(both[0], expected)
-    assert keys.grad is None
+    asked, run = [], search._backward
+
+    def spy(*args):
+        asked.append(args[-1])
+        return run(*args)
+
+    monkeypatch.setattr(search, "_backward", spy)
+    both = torch.autograd.grad(
+        topk_similarity(queries.requires_grad_(), keys.requires_grad_(), 4)[0].sum(), (queries, keys)
+    )
+    for leaf, other, expected in ((queries, keys, both[0]), (keys, queries, both[1])):
+        pair = {id(leaf): leaf, id(other): other.detach()}
+        (own,) = torch.autograd.grad(topk_similarity(pair[id(queries)], pair[id(keys)], 4)[0].sum(), leaf)
+        assert torch.equal(own, expected)
+    assert asked == [[True, True], [True, False], [False, True]]
 
 
 @metrics
@@ -211,6 +225,15 @@ def test_gradients_of_given_pairs(name, dtype, metric, shape):
         assert_no_worse(ours, true.to(dtype), true, slack=1.0)
     assert torch.equal(strided[0], both[0]) and torch.equal(last[1], both[1])
     assert not any(x.numel() for x in (strided[1], last[0], *nothing))
+
+
+def test_columns_by_columns_and_rows_by_rows_are_the_whole(monkeypatch):
+    for metric in ("cosine", "dot"):
+        inputs = torch.ones(75, 4), *paired("hub", torch.float32), metric, [True, True]
+        expected = gradients.backward(*inputs)
+        with monkeypatch.context() as patched:
+            patched.setattr(gradients, "_BLOCK", 250)  # three columns or twelve rows at a time
+            assert all(map(torch.equal, gradients.backward(*inputs), expected))
 
 
 @on_every_backend

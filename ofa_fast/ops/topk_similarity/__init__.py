@@ -147,7 +147,7 @@ def topk_similarity(
     Returns:
         scores [Q, k], float64 for float64 inputs, else float32 (a "dot" beyond float32's range is infinite), and
         indices [Q, k], int64. Scores are differentiable in queries and keys for fixed indices, deterministically and
-        more than once; a zero vector gets a zero cosine gradient.
+        twice; a zero vector gets a zero cosine gradient.
 
     Raises:
         ValueError: a shape, ``k`` or ``metric``, or NaN or infinity in the inputs. TypeError: a dtype.
@@ -155,7 +155,7 @@ def topk_similarity(
     No [Q, K] matrix is formed. Peak extra memory on the CPU for contiguous inputs: 8 (Q + K) bytes of norms, 8 MiB of
     encoded keys, at most 50 MiB of queries encoded with their bounds, candidates and k best (more where k exceeds
     50,000: 32 k bytes for each of 32 queries), and 140 d bytes a thread. The backward pass takes 100 bytes for each of
-    the Q k pairs and four float64 copies of a few columns, 32 MiB each; on a GPU, where it is Triton's, no copies.
+    the Q k pairs and four float64 copies of some rows or columns, 32 MiB each; Triton's, which GPUs use, no copies.
     float64 inputs are computed by the reference, four million scores at a time.
 
     Source: the search of Liu et al. 2024 (arXiv 2311.08849), section 3.2, for the subwords most similar to a new one.

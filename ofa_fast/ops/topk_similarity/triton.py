@@ -119,6 +119,11 @@ def _products(left, right, left_rows, right_rows):
     return out
 
 
+def _norms(rows):
+    row = torch.arange(len(rows), device=rows.device)
+    return reference.root(_products(rows, rows, row, row))
+
+
 class _Exact:
     """Scores in float64 as the reference has them."""
 
@@ -128,8 +133,7 @@ class _Exact:
 
     @staticmethod
     def _norms(rows, name):
-        row = torch.arange(len(rows), device=rows.device)
-        norms = reference.root(_products(rows, rows, row, row))
+        norms = _norms(rows)
         bad = ~norms.isfinite()  # squares of finite float32 numbers are finite in float64
         if bad.any():
             raise ValueError(f"{name} must be finite, got NaN or infinity in row {int(bad.nonzero()[0])}")
@@ -236,10 +240,10 @@ def _all_pairs(exact, rows, k, scores, indices):
 
 
 def backward(grad, queries, keys, scores, indices, metric, needs):
-    """Gradients in float64 sums without a copy of either table; every row is added up by one program, in order."""
+    """Sums in float64 without a copy of either table; a program adds up 128 columns of a row, in order."""
     nothing = queries.new_empty(0)
     queries, keys = queries.contiguous(), keys.contiguous()
-    of_queries, of_keys = gradients.sides(grad, queries, keys, scores, indices, metric, needs)
+    of_queries, of_keys = gradients.sides(grad, queries, keys, scores, indices, metric, needs, _norms)
     return (
         _gradient(keys, of_queries, queries) if of_queries else nothing,
         _gradient(queries, of_keys, keys) if of_keys else nothing,
@@ -247,7 +251,8 @@ def backward(grad, queries, keys, scores, indices, metric, needs):
 
 
 def _gradient(table, side, itself):
-    out, columns = torch.empty_like(itself), min(128, power_of_2(itself.shape[1]))
+    out = torch.empty_like(itself, memory_format=torch.contiguous_format)
+    columns = min(128, power_of_2(itself.shape[1]))
     rows, starts, weights = (part.contiguous() for part in side[:3])
     if out.numel():
         _sums[len(out), triton.cdiv(out.shape[1], columns)](
