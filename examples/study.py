@@ -49,13 +49,13 @@ SPECIAL = {
 TEXT_PER_LANGUAGE = 8_000  # verses that the tokenizer is trained on
 TRAINING = {"batch_size": 8, "max_length": 64, "temperature": 2.0, "save_steps": 100}
 METHODS = ("ofa", "random", "mean", "gaussian", "wechsel", "focus")
-BETTER = "ofa:copied_share=0.25:word_weights=rank"
+TUNED = "ofa:copied_share=0.25:word_weights=rank"
 # Each alone changes one thing about OFA; the first is the recipe as it is.
 RECIPES = (
     "ofa",
     *("ofa:vectors=unlinked", "ofa:vectors=tenth"),
     *("ofa:copied_share=0.5", "ofa:copied_share=0.25", "ofa:copied_share=0"),
-    *("ofa:word_weights=rank", BETTER),
+    *("ofa:word_weights=rank", TUNED),
     *("ofa:neighbors=1", "ofa:neighbors=3", "ofa:neighbors=30"),
     *("ofa:temperature=0.05", "ofa:temperature=0.2"),
     *METHODS[1:],
@@ -76,7 +76,7 @@ class Size:
 
 FEW = (("ofa", 100), ("random", 100), ("ofa", None), ("random", None))
 MANY = (
-    *((method, 100) for method in (*METHODS, BETTER)),
+    *((method, 100) for method in (*METHODS, TUNED)),
     *((method, rank) for rank in (200, None) for method in METHODS[:2]),
 )
 SMALL = Size(10_000, 80, (40,), 40, (20,), 128, FEW, {"learning_rate": 1e-4})

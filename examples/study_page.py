@@ -1,7 +1,7 @@
 """The page of the study from its numbers: python examples/study_page.py out/study/study.json docs
 
 Writes study.md, study.json (the numbers themselves) and plots/study-*.svg. No number in them is typed by hand, and what
-the sentences claim follows from the intervals.
+the sentences claim follows from intervals or from all seeds.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ sees them; a language without these books is learned, but not measured on them. 
 translation of an English sentence and the other way round, from the mean of the last layer's states; *layer-N*: of
 layer N's; *centered*: after each language's mean is taken from its sentences. The loss is that of masked tokens.
 A source without a masked-language-model head gets a neutral one whose bias is the logarithm of each token's frequency,
-the same for all arms."""
+the same for all arms.
+
+What OFA gains over others: scores less theirs at the same rank and seed, the mean of languages and seeds, with 95 %
+bootstrap intervals that draw both anew; of the loss the same in nats, with the lowest and the highest seed. What
+training keeps: the score after it as a share of the one before (means of the seeds), from the last layer, whose output
+the masked-language-model head reads, and from others. Below 1 it lost more of what the source knew than it taught;
+where *centered* keeps more, a part of what is lost is that whole languages have moved apart."""
 RECIPES = """\
 At rank 100, before training. *unlinked*: word vectors without links to translations; *tenth*: from a tenth of the
 verses; *copied_share*: the part of a shared token's own row in its new row, the rest of which is mixed from neighbours
@@ -50,11 +56,6 @@ verses; *copied_share*: the part of a shared token's own row in its new row, the
 the default is k = 10 neighbours at temperature 0.1, all of a copied row, and all words alike. Differences are from OFA
 as it is, with 95 % bootstrap intervals over languages."""
 FINE_TUNED = "Where English itself is hardly learned, the others tell nothing."
-KEPT = """\
-The score after training as a share of the score before it (means of the seeds), from the last layer, whose output the
-masked-language-model head reads, and from the middle layer *layer-N*. Below 1 training lost more of what the source
-knew than it taught."""
-CENTERED = "Where *centered* keeps more, a part of what is lost is that whole languages have moved apart."
 NOT_TRIED = """\
 OFA leaves {random:,} of {rows:,} rows to chance here ({share:.1%}), so how these are drawn matters little; what a
 covariance is worth shows in *gaussian* against *random*. The vectors that `build_word_vectors` makes are of unit
@@ -83,10 +84,10 @@ def plots(report: dict, part: str) -> dict[str, tuple[str, str]]:
     for measure in measures_of(report):
         for group, labels in charts(report, measure).items():
             if any(len(lines_of(report, label, measure)) > 2 for label in labels):
-                svg = re.search(r"<svg.*</svg>", curve(report, measure, "step", labels, measure), re.DOTALL)[0]
+                shown = ", ".join(filter(None, [f"{measure} of {report['about']['source']}", group]))
+                svg = re.search(r"<svg.*</svg>", curve(report, measure, "step", labels, shown), re.DOTALL)[0]
                 svg = svg.replace("<svg ", '<svg font-family="sans-serif" ', 1)  # on a page the page's own
                 svg = re.sub(r"var\(--\w+,(#\w+)\)", r"\1", svg)  # not every viewer of images knows variables
-                shown = ", ".join(filter(None, [f"{measure} of {report['about']['source']}", group]))
                 name = "-".join(filter(None, ["study", part, measure, group])).replace(" ", "-")
                 found[f"{name}.svg"] = f"{shown} against steps of training", svg + "\n"
     return found
@@ -126,7 +127,7 @@ def trained_for_longer(report: dict, part: str) -> Iterator[str]:
     yield f"Does what OFA gains last, and does retrieval recover? {seen}\n\n{scores(report).markdown()}"
     yield of_gains(report, "after")
     yield f"By script and language:\n\n{where(report).markdown()}"
-    yield of_kept(report)
+    yield f"What training keeps:\n\n{kept(report).markdown()}"
     yield f"How much training until random rows are matched?\n\n{matching(report)}"
     yield from while_training(report, part)
 
@@ -158,7 +159,7 @@ def of_source(report: dict, part: str) -> Iterator[str]:
     yield "### Where"
     yield f"What OFA gains over random rows, by script and language (mean of the seeds).\n\n{where(report).markdown()}"
     yield "### What does training do to retrieval?"
-    yield of_kept(report)
+    yield f"What training keeps:\n\n{kept(report).markdown()}"
     yield "### Does a lower rank lead early?"
     yield rank_lead(report)
     yield "### How much training until random rows of the highest rank are matched?"
@@ -167,14 +168,7 @@ def of_source(report: dict, part: str) -> Iterator[str]:
 
 
 def of_gains(report: dict, stage: str) -> str:
-    made = gains(report, stage)
-    return f"{verdicts(report, stage)}\n\n{made.note}\n\n{made.markdown()}"
-
-
-def of_kept(report: dict) -> str:
-    centered = any(task.endswith("-centered") for task in report["about"]["tasks"])
-    note = f"{KEPT} {CENTERED}" if centered else KEPT
-    return f"{note}\n\n{kept(report).markdown()}"
+    return f"{verdicts(report, stage)}\n\n{gains(report, stage).markdown()}"
 
 
 def while_training(report: dict, part: str) -> Iterator[str]:
@@ -193,11 +187,11 @@ def of_recipes(report: dict) -> Iterator[str]:
     yield f"Source: {report['about']['source']}. {RECIPES}"
     rows = []
     tasks = list(report["about"]["tasks"])
-    gains = {(gain["over"], gain["task"]): gain for gain in report["gains"]}
+    over_others = {(gain["over"], gain["task"]): gain for gain in report["gains"]}
     for label, arm in zip(labels_of(report), report["arms"], strict=True):
         row = [arm["recipe"]]
         for task in tasks:
-            gain = gains.get((arm["recipe"], task))
+            gain = over_others.get((arm["recipe"], task))
             row.append(show(ends(lines_of(report, label, task))[0]["mean"]))
             row.append(
                 ""
@@ -208,7 +202,7 @@ def of_recipes(report: dict) -> Iterator[str]:
     head = [cell for task in tasks for cell in (f"{task} ({metric_of(report, task)})", "difference")]
     yield Table("", "", ["recipe", *head], rows).markdown()
     better, worse = ({}, {})
-    for (over, task), gain in gains.items():
+    for (over, task), gain in over_others.items():
         low, high = gain["interval"]
         if low > 0 or high < 0:
             (better if high < 0 else worse).setdefault(over, []).append(task)

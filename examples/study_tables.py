@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from statistics import median
 
 from ofa_fast.study.arms import rank_name
 from ofa_fast.study.collect import LOSS
 from ofa_fast.study.pages import trained_labels
-from ofa_fast.study.tables import Table, ends, labels_of, lines_of, matched, measures_of, metric_of, show
+from ofa_fast.study.tables import Table, ends, labels_of, lines_of, measures_of, metric_of, show
 
 NAMES = {
     "cha": "Chamorro",
@@ -24,10 +25,12 @@ NAMES = {
     "ukr": "Ukrainian",
     "zho": "Chinese",
 }
-LEAD = "The lead over full rank is in score, or in nats of the loss that it is lower by."
-GAINS = """\
-Scores: OFA's less theirs at the same rank and seed, the mean of languages and {seeds} seeds (95 % bootstrap interval,
-both drawn anew). Held-out loss: the same in nats (lowest … highest seed); below 0 OFA's is better."""
+LEAD = """\
+How many of the {recipes} recipes are ahead of their own full rank in every seed; a lead in score, or a lower loss:"""
+PACE = """\
+Steps to where {reference} ends (the value in the head) and their share of its time, by the mean curves of the seeds,
+linear between the points of evaluation. 0: before training already. Seconds and watt-hours are steps times the median
+of all arms of the rank ({paces}); initialisation and evaluation do not count."""
 
 
 def ranks_of(report: dict) -> list[int | None]:
@@ -57,15 +60,14 @@ def gains(report: dict, stage: str) -> Table:
     own = [gain for gain in report["gains"] if gain["stage"] == stage and gain["recipe"] == "ofa"]
     cells = {(gain["over"], gain["task"], gain["rank"]): difference(gain["mean"], *gain["interval"]) for gain in own}
     for (over, rank), more in losses_over(report, stage).items():
-        cells[over, LOSS, rank] = difference(sum(more) / len(more), min(more), max(more))
+        cells[over, f"{LOSS} (below 0: better)", rank] = difference(sum(more) / len(more), min(more), max(more))
     ranks = [rank for rank in ranks_of(report) if any(rank == cell[2] for cell in cells)]
-    seeds = " or ".join(map(str, sorted({gain["seeds"] for gain in own})))
     rows = [
         [over, measure, *(cells.get((over, measure, rank), "–") for rank in ranks)]
         for over in dict.fromkeys(over for over, _, _ in cells)
         for measure in dict.fromkeys(measure for other, measure, _ in cells if other == over)
     ]
-    return Table("", GAINS.format(seeds=seeds), ["OFA over", "measure", *map(rank_name, ranks)], rows)
+    return Table("", "", ["OFA over", "measure", *map(rank_name, ranks)], rows)
 
 
 def verdicts(report: dict, stage: str) -> str:
@@ -79,7 +81,7 @@ def verdicts(report: dict, stage: str) -> str:
         low, high = min(own, key=lambda g: g["mean"]), max(own, key=lambda g: g["mean"])
         text = f"**{over}**: OFA is better in {len(better)} of {len(own)} comparisons (task × rank)"
         text += f", worse in {len(worse)}" if worse else ""
-        text += f"; it gains from {low['mean']:+.3f} ({low['task']}, {rank_name(low['rank'])})"
+        text += f"; the differences are from {low['mean']:+.3f} ({low['task']}, {rank_name(low['rank'])})"
         lines.append(f"- {text} to {high['mean']:+.3f} ({high['task']}, {rank_name(high['rank'])}).")
     return "\n".join(lines) or "No other arm was measured."
 
@@ -128,51 +130,43 @@ def english(report: dict) -> Table:
     return Table("", "", ["arm", *head], rows)
 
 
-def leads(report: dict) -> Iterator[tuple[str, str, int, dict[int, float]]]:
-    """(measure, recipe, rank, {step: lead over full rank}) of all recipes that were trained at full rank and others."""
-    trained = [arm for arm in report["arms"] if arm["steps"]]
-    for measure in measures_of(report):
-        for recipe in dict.fromkeys(arm["recipe"] for arm in trained):
-            ranks = {arm["rank"] for arm in trained if arm["recipe"] == recipe}
-            curves = {
-                rank: {line["step"]: line["mean"] for line in lines_of(report, f"{recipe}, {rank_name(rank)}", measure)}
-                for rank in ranks
-            }
-            for rank in sorted(ranks - {None}) if None in ranks else ():
-                sign, own, full = (-1 if measure == LOSS else 1), curves[rank], curves[None]
-                yield measure, recipe, rank, {step: sign * (own[step] - full[step]) for step in own if step in full}
+def leads(report: dict) -> dict[tuple[str, int], dict[str, dict[int, list[float]]]]:
+    """(measure, rank): recipe: step: each seed's lead over full rank, of recipes that were trained at both."""
+    points = {}
+    for arm in report["arms"]:
+        for point in arm["points"] if arm["steps"] else ():
+            own = {task: result["score"] for task, result in point["tasks"].items()}
+            for measure, value in (own | ({} if point["loss"] is None else {LOSS: -point["loss"]})).items():
+                points[measure, arm["recipe"], arm["rank"], arm["seed"], point["step"]] = value
+    found = {}
+    for (measure, recipe, rank, seed, step), value in points.items():
+        full = points.get((measure, recipe, None, seed, step))
+        if rank is not None and full is not None:
+            found.setdefault((measure, rank), {}).setdefault(recipe, {}).setdefault(step, []).append(value - full)
+    return found
 
 
 def rank_lead(report: dict) -> str:
     """How many recipes are ahead of their own full rank at lower ones, and by how much."""
-    found = list(leads(report))
+    found = leads(report)
     if not found:
         return "No recipe was trained at several ranks."
-    sentences, ranks = [], list(dict.fromkeys(rank for _, _, rank, _ in found))
-    steps = sorted({step for *_, lead in found for step in lead})
-    for rank in ranks:
-        for measure in dict.fromkeys(measure for measure, *_ in found):
-            own = [lead for name, _, other, lead in found if (name, other) == (measure, rank)]
-            at = [step for step in steps if any(step in lead for lead in own)]
-            ahead = [str(sum(lead.get(step, 0) > 0 for lead in own)) for step in at]
-            sentences.append(
-                f"- {rank_name(rank)}, {measure}: ahead in {listed(ahead)} of {len(own)} recipes, "
-                f"at steps {listed([str(step) for step in at])}."
-            )
-    cells = {(measure, recipe, rank): lead for measure, recipe, rank, lead in found}
-    rows = [
-        [
-            f"{recipe}, {measure}",
-            *(
-                f"{lead[step]:+.3f}" if step in lead else "–"
-                for lead in (cells.get((measure, recipe, rank), {}) for rank in ranks)
-                for step in steps
-            ),
-        ]
-        for measure, recipe in dict.fromkeys((measure, recipe) for measure, recipe, *_ in found)
-    ]
-    head = [f"{rank_name(rank)}, step {step}" for rank in ranks for step in steps]
-    return "\n".join(sentences) + f"\n\n{LEAD}\n\n{Table('', '', ['', *head], rows).markdown()}"
+    ranks = sorted({rank for _, rank in found})
+    measures = [measure for measure in measures_of(report) if any(measure == name for name, _ in found)]
+    recipes = list(dict.fromkeys(recipe for own in found.values() for recipe in own))
+    steps = sorted({step for own in found.values() for lead in own.values() for step in lead})
+    columns = [(rank, step) for rank in ranks for step in steps]
+    counts, amounts = [], []
+    for measure in measures:
+        cells = [[found[measure, rank].get(recipe, {}).get(step) for recipe in recipes] for rank, step in columns]
+        counts.append(
+            [measure, *(str(sum(min(own) > 0 for own in cell if own)) if any(cell) else "–" for cell in cells)]
+        )
+        for recipe, row in zip(recipes, zip(*cells, strict=True), strict=True):
+            amounts.append([f"{recipe}, {measure}", *(f"{sum(own) / len(own):+.3f}" if own else "–" for own in row)])
+    head = [f"{rank_name(rank)}, step {step}" for rank, step in columns]
+    first, second = (Table("", "", ["", *head], rows).markdown() for rows in (counts, amounts))
+    return f"{LEAD.format(recipes=len(recipes))}\n\n{first}\n\nBy how much, the mean of the seeds:\n\n{second}"
 
 
 def listed(words: Sequence[str]) -> str:
@@ -184,35 +178,52 @@ def matching(report: dict) -> str:
     lines = report["matched"]
     if not lines:
         return "Random rows were not trained."
-    sentences = []
-    for label in dict.fromkeys(line["label"] for line in lines if line["label"].startswith("ofa, ")):
-        own = [line for line in lines if line["label"] == label]
-        sentences += [f"- {label}, {line['measure']}: {cost(line)}." for line in own if line["step"] != 0]
-        already = [line["measure"] for line in own if line["step"] == 0]
-        sentences += [f"- {label}: matched before training already in {listed(already)}."] if already else []
+    reference, paces = lines[0]["reference"], {rank: pace(report, rank) for rank in ranks_of(report)}
+    ranks = {arm["label"]: arm["rank"] for arm in report["arms"]}
+    gained = [line["measure"] for line in lines if line["label"] == reference and line["step"]]
+    sentences = [
+        f"- {line['label']}, {line['measure']}: {cost(line, paces[ranks[line['label']]], paces[ranks[reference]])}."
+        for line in lines
+        if line["label"].startswith("ofa, ") and line["measure"] in gained
+    ]
+    lost = [line["measure"] for line in lines if line["label"] == reference and line["step"] == 0]
+    if lost:
+        sentences.append(f"- In {listed(lost)} random rows end no higher than they began: there is nothing to match.")
     measures = {line["measure"]: f"{line['measure']} ({show(line['target'])})" for line in lines}
-    cells = {(line["label"], line["measure"]): steps_to(line) for line in lines}
+    whole = paces[ranks[reference]]
+    cells = {(line["label"], line["measure"]): steps_to(line, paces[ranks[line["label"]]], whole) for line in lines}
     rows = [
         [label, *(cells.get((label, measure), "–") for measure in measures)]
         for label in dict.fromkeys(line["label"] for line in lines)
     ]
-    note = f"Steps (share of the time) to the value in brackets, where {lines[0]['reference']} ends."
-    made = Table("", "", ["arm", *measures.values()], rows)
-    return "\n".join(sentences) + f"\n\n{note} {matched(report).note}\n\n{made.markdown()}"
+    text = ", ".join(f"{rank_name(rank)} {own[0]:.2f} s a step" for rank, own in paces.items())
+    note = PACE.format(reference=reference, paces=text)
+    return "\n".join(sentences) + f"\n\n{note}\n\n{Table('', '', ['arm', *measures.values()], rows).markdown()}"
 
 
-def cost(line: dict) -> str:
-    end = line["reference_costs"]
-    if line["step"] is None:
-        return f"not reached ({show(line['target'])} after {end['step']} steps of random rows)"
-    seconds = f"{line['seconds']:.0f} s instead of {end['seconds']:.0f}"
-    energy = (
-        "" if line["watt_hours"] is None else f" and {line['watt_hours']:.2f} Wh instead of {end['watt_hours']:.2f}"
-    )
-    return f"{line['step']:.0f} steps instead of {end['step']}, {seconds}{energy}"
+def pace(report: dict, rank: int | None) -> tuple[float, float | None]:
+    """Seconds and watt-hours a step, the median of all arms of the rank: they differ in numbers, not in work."""
+    arms = [arm for arm in report["arms"] if arm["rank"] == rank and arm["steps"]]
+    seconds = median(arm["points"][-1]["seconds"] / arm["steps"] for arm in arms)
+    energy = [arm["points"][-1]["watt_hours"] for arm in arms]
+    if None in energy:
+        return seconds, None
+    return seconds, median(own / arm["steps"] for own, arm in zip(energy, arms, strict=True))
 
 
-def steps_to(line: dict) -> str:
-    if not line["step"]:
-        return "never" if line["step"] is None else "0"
-    return f"{line['step']:,.0f} ({line['seconds'] / line['reference_costs']['seconds']:.0%})"
+def cost(line: dict, own: tuple, whole: tuple) -> str:
+    step, end = line["step"], line["reference_costs"]["step"]
+    if step is None:
+        return f"not reached ({show(line['target'])} after {end:,} steps of random rows)"
+    if step == 0:
+        return "matched before training already"
+    text = f"{step:,.0f} steps instead of {end:,}, {step * own[0]:.0f} s instead of {end * whole[0]:.0f}"
+    known = own[1] is not None and whole[1] is not None
+    return text + (f" and {step * own[1]:.2f} Wh instead of {end * whole[1]:.2f}" if known else "")
+
+
+def steps_to(line: dict, own: tuple, whole: tuple) -> str:
+    step, end = line["step"], line["reference_costs"]["step"]
+    if not step:
+        return "never" if step is None else "0"
+    return f"{step:,.0f} ({step * own[0] / (end * whole[0]):.0%})"

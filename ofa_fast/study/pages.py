@@ -63,19 +63,18 @@ def trained_labels(report: dict) -> list[str]:
 
 
 def charts(report: dict, measure: str) -> dict[str, list[str]]:
-    """Labels of the arms that share a chart: all; or where colours would repeat, those of a rank, and of two recipes.
-
-    The two are the first recipe and random rows, at all ranks. Arms without a curve are left out.
-    """
+    """Labels of the arms that share a chart: all; or, where colours would repeat, the first recipe and random rows at
+    all ranks, and all that there are at each rank. Arms without a curve are left out."""
     arms = {arm["label"]: arm for arm in report["arms"]}
     labels = [label for label in trained_labels(report) if len(lines_of(report, label, measure)) > 1]
     if len(labels) <= len(COLORS):
         return {"": labels}
-    found = {}
-    for label in labels:
-        found.setdefault(rank_name(arms[label]["rank"]), []).append(label)
     two = report["arms"][0]["recipe"], "random"
-    return found | {"all ranks": [label for label in labels if arms[label]["recipe"] in two]}
+    found = {"all ranks": [label for label in labels if arms[label]["recipe"] in two]}
+    for rank in dict.fromkeys(arms[label]["rank"] for label in labels):
+        found[rank_name(rank)] = [label for label in labels if arms[label]["rank"] == rank]
+    groups = [set(own) for own in found.values()]
+    return {name: own for name, own in found.items() if not any(set(own) < other for other in groups)}
 
 
 def curve(report: dict, measure: str, cost: str, labels: Sequence[str], title: str) -> Html:

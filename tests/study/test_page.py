@@ -52,12 +52,20 @@ def test_more_arms_than_colours_are_drawn_rank_by_rank(study):
     recipes = ("ofa", "random", "mean", "gaussian", "wechsel", "focus")
     many = _of(study["mono"], [(recipe, rank) for rank in (100, 200, None) for recipe in recipes])
     found = charts(many, "verses")
-    assert list(found) == ["rank 100", "rank 200", "full rank", "all ranks"]
+    assert list(found) == ["all ranks", "rank 100", "rank 200", "full rank"]
     assert found["rank 200"] == [f"{recipe}, rank 200" for recipe in recipes]
     assert found["full rank"] == [f"{recipe}, full rank" for recipe in recipes]
     both = [f"{recipe}, {rank}" for rank in ("rank 100", "rank 200", "full rank") for recipe in ("ofa", "random")]
     assert found["all ranks"] == both
     assert "verses, all ranks against steps" in html(many)
+
+
+def test_no_chart_is_a_part_of_another(study):
+    recipes = [("ofa", rank) for rank in (100, 200)] + [("random", rank) for rank in (100, 200)]
+    some = _of(study["mono"], [*recipes, *((recipe, 100) for recipe in ("mean", "gaussian", "wechsel", "focus", "x"))])
+    assert list(charts(some, "verses")) == ["all ranks", "rank 100"]
+    one = _of(study["mono"], [(recipe, 100) for recipe in ("ofa", *"abcdefgh")])
+    assert list(charts(one, "verses")) == ["rank 100"]
 
 
 def test_a_measure_taken_once_has_no_curve(study):
