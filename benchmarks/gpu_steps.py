@@ -35,12 +35,8 @@ SIZES = {
     "topk_similarity": {
         "400,000 x 250,002 x 300, k = 10": {"kind": "Gaussian", "queries": 400_000, "d": 300},
         "8,192 x 250,002 x 200, k = 10": {"kind": "Gaussian"},
-        "backward, 8,192 x 250,002 x 200, k = 10": {"kind": "Gaussian", "backward": True},
     },
-    "truncated_svd": {
-        "250,002 x 768, R 400": {"kind": "decaying"},
-        "backward, 250,002 x 768, R 400": {"kind": "decaying", "backward": True},
-    },
+    "truncated_svd": {"250,002 x 768, R 400": {"kind": "decaying"}},
     "factorized_embedding": {
         f"16,384 ids, V 401,145, R 200, D {width}, {dtype}": {
             "gradient": "dense", "text": False, "width": width, "dtype": dtype
@@ -68,6 +64,10 @@ BACKENDS_ALONE = {  # sizes that are there to choose a backend by, without peers
         )
     },
 }  # fmt: skip
+BACKWARD = {  # with one backend each, Triton's and torch's: measured beside peers, after everything else
+    "topk_similarity": {"backward, 8,192 x 250,002 x 200, k = 10": {"kind": "Gaussian", "backward": True}},
+    "truncated_svd": {"backward, 250,002 x 768, R 400": {"kind": "decaying", "backward": True}},
+}
 # How sizes and peers begin that take seconds a call, or to compile: they come after the op's others, at its first size.
 SLOW = ("400,000", "torch.linalg.svd", "torch.compile")
 TILES = (
@@ -224,6 +224,12 @@ def peers(found: Found) -> None:
                 names = [name for name in names if (size.startswith(SLOW) or name.startswith(SLOW)) == slow]
                 if names:
                     in_turns(contest, names if found.device == "cuda" else names[:1], found, result)
+    for op, sizes in BACKWARD.items():
+        if found.device != "cuda":
+            module = importlib.import_module(f"benchmarks.{op}")
+            sizes = {f"backward, {module.SMALL}": module.SIZES[module.SMALL] | {"backward": True}}
+        for _, contest, result in contests(op, found, sizes):
+            in_turns(contest, [name for name in contest.entries if name != OURS], found, result)
 
 
 def certified(found: Found) -> None:

@@ -21,8 +21,11 @@ def _ops(results: dict) -> list[str]:
     """Ours on the backend that is taken by itself, and the fastest of all others."""
     lines = [f"{'':72} {'ours':>11} {'on':>9} {'best peer':>11} {'ratio':>7} {'memory':>9}"]
     for op, measured in results["ops"].items():
-        for size, result in measured.get("ops", {}).get(op, {}).items():
-            peers = results["peers"].get(op, {}).get(size, {}).get("entries", {})
+        alone, turns = measured.get("ops", {}).get(op, {}), results["peers"].get(op, {})
+        for size in {**alone, **turns}:
+            peers = turns.get(size, {}).get("entries", {})
+            in_turns = {"entries": {"in turns": peers[OURS]} if OURS in peers else {}, "failed": {}}
+            result = alone.get(size, in_turns)
             name, backend = f"{op}: {size}"[:72], next(iter(result["entries"]), None)
             if backend is None:
                 lines.append(f"{name:72} {'; '.join(result['failed'].values())[:60]}")

@@ -133,11 +133,13 @@ def gpu_section(result: dict) -> list[str]:
     described = result.get("machine")
     cells = [["", "ours", "on", "memory", "peers, and how many times ours they take"]]
     for op, measured in result["ops"].items():
-        for size, found in measured.get("ops", {}).get(op, {}).items():
-            peers = result["peers"].get(op, {}).get(size, {}).get("entries", {})
+        alone, turns = measured.get("ops", {}).get(op, {}), result["peers"].get(op, {})
+        for size in {**alone, **turns}:
+            peers = turns.get(size, {}).get("entries", {})
             others = sorted((peer["p50"], name, peer["beside"]) for name, peer in peers.items() if name != OURS)
             theirs = " · ".join(f"{name} {duration(spent)}, **{spent / beside:.1f}**" for spent, name, beside in others)
-            for i, (backend, entry) in enumerate(found["entries"].items()):
+            ours = alone[size]["entries"] if size in alone else {"in turns": peers[OURS]} if OURS in peers else {}
+            for i, (backend, entry) in enumerate(ours.items()):
                 cells.append([f"`{op}`, {size}", duration(entry["p50"]), backend, memory(entry), "" if i else theirs])
     return [
         *("", f"## {title(described) if described else 'A GPU'}, by `benchmarks/gpu.py`", ""),

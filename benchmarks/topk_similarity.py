@@ -157,11 +157,20 @@ def _backward_contest(queries: torch.Tensor, keys: torch.Tensor, k: int) -> Cont
     }
 
     def errors(result):
-        x, q = F.normalize(keys.double(), dim=1), queries[:256].double()
-        norm = torch.linalg.vector_norm(q, dim=1, keepdim=True)
-        own = scores[:256].double().sum(1, keepdim=True) * q / norm
-        truth = (x[indices[:256]].sum(1) - own) / norm
-        return {"error": float((result[0][:256] - truth).abs().max() / truth.abs().max())}
+        """Of the gradients of the first 256 queries and keys, by the formula of one pair."""
+        q, x, s = F.normalize(queries.double()), F.normalize(keys.double()), scores.double()
+        of_queries = torch.stack([x[found] - s[i, :, None] * q[i] for i, found in enumerate(indices[:256])]).sum(1)
+        of_keys = torch.zeros_like(x[:256])
+        query, place = (indices < 256).nonzero(as_tuple=True)
+        key = indices[query, place]
+        of_keys.index_add_(0, key, q[query] - s[query, place, None] * x[key])
+        found = {}
+        for name, rows, ours, truth in zip(
+            ("queries", "keys"), (queries, keys), result, (of_queries, of_keys), strict=True
+        ):
+            truth = truth / torch.linalg.vector_norm(rows[: len(truth)].double(), dim=1, keepdim=True)
+            found[name] = float((ours[: len(truth)] - truth).abs().max() / truth.abs().max())
+        return found
 
     rows = 2 * (queries.nbytes + keys.nbytes)
     pairs = 2.0 * indices.numel() * keys.shape[1]

@@ -105,12 +105,13 @@ def _backward_contest(matrix: torch.Tensor, rank: int) -> Contest:
         leaf = matrix.detach().to(dtype).requires_grad_()
         u, s, vh = decompose(leaf)
         triples = u[:, :rank], s[:rank], vh[:rank]
-        slopes = triples[0].detach() * left, torch.ones_like(triples[1]), triples[2].detach() * right  # of any signs
+        # slopes that turn with the signs of the triples, so that these do not matter
+        slopes = triples[0].detach() * left, torch.ones_like(triples[1]), triples[2].detach() * right
         return lambda: torch.autograd.grad(triples, leaf, slopes, retain_graph=True)[0]
 
     @functools.cache
     def exact():
-        return gradient_of(lambda leaf: truncated_svd(leaf, rank), torch.float64)()
+        return gradient_of(lambda leaf: torch.linalg.svd(leaf, full_matrices=False), torch.float64)()
 
     def errors(result):
         return {"error": float((result - exact()).abs().max() / exact().abs().max())}

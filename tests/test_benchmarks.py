@@ -15,7 +15,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))  # behind site-packages, where the compiled package is
 
 from benchmarks import __main__ as command
-from benchmarks import base, harness, machine, report
+from benchmarks import base, gpu_steps, harness, machine, report
 from benchmarks.goals import GOALS
 
 ROOT = Path(__file__).parents[1]
@@ -278,3 +278,11 @@ def test_every_op_has_a_small_size(op):
     contest = module.contest(**module.SIZES[module.SMALL])
     assert next(iter(contest.entries)) == harness.OURS
     assert max(contest.errors(contest.entries[harness.OURS]()).values()) < 1e-5
+
+
+@pytest.mark.parametrize("op", gpu_steps.BACKWARD)
+def test_entries_of_a_backward_pass_agree(op):
+    module = importlib.import_module(f"benchmarks.{op}")
+    contest = module.contest(**module.SIZES[module.SMALL], backward=True)
+    for entry in contest.entries.values():
+        assert max(contest.errors(entry()).values()) < 1e-5
